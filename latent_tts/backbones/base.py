@@ -1,0 +1,224 @@
+"""What the three latent reasoning models have in common: a causal LM that is fed its own hidden state as the next input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from latent_tts.cache import enable_shared_prefix
+from latent_tts.errors import UserError
+
+START_OF_THOUGHT = "<|start-latent|>"
+END_OF_THOUGHT = "<|end-latent|>"
+LATENT = "<|latent|>"
+METADATA_FILE = "latent_tts.json"  # what the published layouts leave implicit: kind, number of latents, prompt form
+
+
+class LatentBackbone(nn.Module, ABC):
+    """A latent reasoning model: a Hugging Face causal LM, its tokenizer, and the rule that makes the next latent thought.
+
+    Subclasses say what the prompt looks like, how a hidden state becomes the next input embedding, and which weights
+    they keep beside the causal LM. Sampling, scoring and decoding live elsewhere.
+
+    Args:
+        model: The causal LM (any Hugging Face architecture whose base model takes ``inputs_embeds``).
+        tokenizer: Its tokenizer, which knows the kind's special tokens.
+        num_latents: Latent thoughts per answer (for CoLaR: the maximum).
+        prompt_form: Template of the prompt with the field ``{question}``; ``None`` takes the kind's published form.
+    """
+
+    kind: ClassVar[str]
+    dynamic: ClassVar[bool] = False  # True where the model itself decides when to stop thinking
+    default_num_latents: ClassVar[int] = 6
+    default_prompt_form: ClassVar[str]
+    special_tokens: ClassVar[tuple[str, ...]] = (START_OF_THOUGHT, END_OF_THOUGHT, LATENT)
+    end_of_thought: ClassVar[str] = END_OF_THOUGHT
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        num_latents: int | None = None,
+        prompt_form: str | None = None,
+    ) -> None:
+        super().__init__()
+        num_latents = self.default_num_latents if num_latents is None else num_latents
+        if num_latents < 1:
+            raise UserError(f"num_latents must be at least 1, got {num_latents}.")
+        enable_shared_prefix(model)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.num_latents = num_latents
+        self.prompt_form = prompt_form or self.default_prompt_form
+        self.end_of_thought_id = self._token_id(self.end_of_thought)
+        self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
+        self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
+
+    # Layout on disk -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_causal_lm(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_latents: int | None = None, **kwargs: Any
+    ) -> LatentBackbone:
+        """Makes a backbone to train from any causal LM: adds the special tokens it lacks and grows the embeddings.
+
+        New rows start from the mean of the old ones, the usual choice for a token that was never trained.
+        """
+        missing = [token for token in cls.special_tokens if token not in tokenizer.get_vocab()]
+        if missing:
+            tokenizer.add_tokens(missing)
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            with torch.no_grad():
+                for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
+                    table[-len(missing) :] = table[: -len(missing)].mean(dim=0)
+        return cls(model, tokenizer, num_latents, **kwargs)
+
+    @classmethod
+    def extra_modules(cls, config: Any) -> dict[str, nn.Module]:
+        """Modules this kind keeps beside the causal LM, by attribute name and weight prefix, built from the config."""
+        return {}
+
+    def extra_config(self) -> dict[str, Any]:
+        """Config fields of the published layout that the causal LM's own config does not have."""
+        return {}
+
+    def published_state_dict(self) -> dict[str, Tensor]:
+        """Weights under the keys of the published layout; tensors tied to another are left out."""
+        tied = getattr(self.model, "_tied_weights_keys", None) or ()
+        tie = bool(self.model.config.tie_word_embeddings)
+        state = {key: value for key, value in self.model.state_dict().items() if not (tie and key in tied)}
+        for prefix in self.extra_modules(self.model.config):
+            state |= {f"{prefix}.{key}": value for key, value in getattr(self, prefix).state_dict().items()}
+        return {key: value.detach().contiguous() for key, value in state.items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What the published layout leaves implicit."""
+        return {"kind": self.kind, "num_latents": self.num_latents, "prompt_form": self.prompt_form}
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the published layout (safetensors, config, tokenizer) plus ``latent_tts.json``.
+
+        Args:
+            folder: Where to write; made if it is not there.
+            dtype: Storage type of the weights; ``None`` keeps the model's.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = self.published_state_dict()
+        if dtype is not None:
+            state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+        save_file({key: value.cpu() for key, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
+        config = self.model.config.to_diff_dict() | self.extra_config()
+        config |= {"model_type": self.model.config.model_type, "dtype": str(dtype or self.dtype).removeprefix("torch.")}
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        self.tokenizer.save_pretrained(folder)
+        (folder / METADATA_FILE).write_text(json.dumps(self.metadata(), indent=2) + "\n")
+
+    def fingerprint(self) -> str:
+        """sha256 over everything that decides what the model computes: weights, config, tokenizer and metadata."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.published_state_dict().items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(json.dumps(self.metadata(), sort_keys=True).encode())
+        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
+        return digest.hexdigest()
+
+    # What the engine asks for ---------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.get_input_embeddings().embedding_dim)
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence the positions reach, ``None`` where the config sets no limit."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    def prompt(self, question: str) -> str:
+        """The text a question is asked with, up to and including the start-of-thought token."""
+        return self.prompt_form.replace("{question}", question)
+
+    def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompts, without padding and without tokens added by the tokenizer."""
+        if not questions:
+            return []
+        return self.tokenizer([self.prompt(question) for question in questions], add_special_tokens=False)["input_ids"]
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings of token ids: (...,) to (..., D)."""
+        return self.model.get_input_embeddings()(ids)
+
+    def last_hidden(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Hidden states after the final norm, without the vocabulary projection.
+
+        Args:
+            inputs_embeds: (B, L, D).
+            attention_mask: (B, past + L) with 1 at real positions, or a ready 4-D mask, taken as it is.
+            position_ids: (B, L), counted from each row's first real token.
+            past_key_values: A transformers ``Cache``, extended in place.
+
+        Returns:
+            (B, L, D).
+        """
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            **kwargs,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary scores: (..., D) to (..., V)."""
+        return self.model.get_output_embeddings()(hidden)
+
+    @abstractmethod
+    def next_latent(self, hidden: Tensor) -> Tensor:
+        """The next latent thought, as the embedding that is fed: hidden state (..., D) to (..., D)."""
+
+    # Small print ----------------------------------------------------------------------------------------------------
+
+    def _token_id(self, token: str) -> int:
+        token_id = self.tokenizer.get_vocab().get(token)
+        if token_id is None:
+            raise UserError(
+                f"The tokenizer has no token {token!r}, which a {self.kind} backbone needs: "
+                "is the checkpoint of another kind (pass kind=), or should it be trained first?"
+            )
+        return int(token_id)
+
+    def _first_id(self, *candidates: Any) -> int:
+        for candidate in candidates:
+            if isinstance(candidate, (list, tuple)) and candidate:
+                candidate = candidate[0]
+            if candidate is not None:
+                return int(candidate)
+        raise UserError(f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token.")

@@ -1,0 +1,192 @@
+"""From a folder or a hub id to a backbone, with every weight accounted for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
+from latent_tts.backbones.coconut import Coconut
+from latent_tts.backbones.codi import Codi
+from latent_tts.backbones.colar import Colar
+from latent_tts.errors import UserError
+
+KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar)}
+
+
+def load_backbone(
+    name_or_folder: str | Path, kind: str | None = None, num_latents: int | None = None, dtype: str = "float32"
+) -> LatentBackbone:
+    """Loads a latent reasoning model in its published layout.
+
+    Args:
+        name_or_folder: A folder, or a Hugging Face hub id (downloaded once, safetensors only).
+        kind: ``coconut``, ``codi`` or ``colar``; ``None`` reads it from the files.
+        num_latents: Overrides the number of latent thoughts (for CoLaR: the maximum).
+        dtype: Type the weights are held in, ``float32`` or ``bfloat16``.
+
+    Returns:
+        The backbone in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: No such folder or hub id, not a checkpoint of this kind, or weights missing, unexpected or resized.
+    """
+    folder = resolve_folder(name_or_folder)
+    metadata = _read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
+    raw_config = _read_json(folder / "config.json")
+    weights = read_safetensors(folder)
+    found = metadata.get("kind") or _kind_of(raw_config, weights)
+    cls = KINDS[_agreed_kind(kind, found, folder)]
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=_torch_dtype(dtype))
+    backbone = cls(
+        model,
+        load_tokenizer(folder),
+        num_latents=num_latents or metadata.get("num_latents"),
+        prompt_form=metadata.get("prompt_form"),
+    )
+    load_strictly(backbone, weights, str(folder))
+    return backbone.eval()
+
+
+def resolve_folder(name_or_folder: str | Path) -> Path:
+    """The local folder of a checkpoint, downloading it where the name is a hub id.
+
+    Raises:
+        UserError: The folder is not a checkpoint, or the hub does not have (or cannot be asked for) the id.
+    """
+    folder = Path(name_or_folder)
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise UserError(f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors.")
+        return folder
+    name = str(name_or_folder)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"There is no folder {name!r}: check the path, or give a hub id of the form owner/name.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except Exception as error:  # the hub client raises a dozen kinds, offline ones among them
+        raise UserError(
+            f"There is no folder {name!r} here, and the hub could not give {name!r} ({type(error).__name__}): "
+            "check the name and the network, or download it first and pass the folder."
+        ) from error
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        UserError: The folder holds none.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    folder = Path(folder)
+    if (folder / "tokenizer.json").exists():
+        # Read as it stands: the class named in tokenizer_config.json may rebuild the tokenizer with other rules.
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it.") from error
+
+
+def read_safetensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder's ``*.safetensors`` files, by key.
+
+    Raises:
+        UserError: No such file, or one that is cut off or malformed.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if not file.name.startswith("expected")]
+    if not files:
+        raise UserError(f"{folder} holds no .safetensors file; other formats run code when they are loaded and are not read.")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as handle:
+                weights |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
+        except Exception as error:
+            raise UserError(f"{file} cannot be read as safetensors ({error}): is the download complete?") from error
+    return weights
+
+
+def load_strictly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Copies published weights into a backbone and accounts for every key.
+
+    Raises:
+        UserError: Lists all keys that are missing, unexpected, or of another shape.
+    """
+    assert isinstance(module, LatentBackbone)
+    targets = _targets(module)
+    optional = _tied_keys(module)
+    missing = [key for key in targets if key not in weights and key not in optional]
+    unexpected = [key for key in weights if key not in targets]
+    resized = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(targets[key].shape)}"
+        for key in targets
+        if key in weights and weights[key].shape != targets[key].shape
+    ]
+    report_weights(source, f"a {module.kind} {module.model.config.model_type} model", missing, unexpected, resized)
+    with torch.no_grad():
+        for key, value in weights.items():
+            targets[key].copy_(value)
+
+
+def report_weights(source: str, what: str, missing: list[str], unexpected: list[str], resized: list[str]) -> None:
+    """Raises one error that lists every weight that does not fit; returns where all do."""
+    groups = [("missing", missing), ("unexpected", unexpected), ("resized", resized)]
+    parts = [f"{name}: {', '.join(keys)}" for name, keys in groups if keys]
+    if parts:
+        raise UserError(f"The weights of {source} are not those of {what}; {'; '.join(parts)}.")
+
+
+def _targets(backbone: LatentBackbone) -> dict[str, Tensor]:
+    state = dict(backbone.model.state_dict())
+    for prefix in backbone.extra_modules(backbone.model.config):
+        state |= {f"{prefix}.{key}": value for key, value in getattr(backbone, prefix).state_dict().items()}
+    return state
+
+
+def _tied_keys(backbone: LatentBackbone) -> set[str]:
+    if not backbone.model.config.tie_word_embeddings:
+        return set()
+    return set(getattr(backbone.model, "_tied_weights_keys", None) or ())
+
+
+def _kind_of(config: dict[str, Any], weights: dict[str, Tensor]) -> str:
+    if any(key.startswith("lt_head.") for key in weights) or "latent_embedding_std" in config:
+        return "colar"
+    if any(key.startswith("projector.") for key in weights) or "projector" in config:
+        return "codi"
+    return "coconut"
+
+
+def _agreed_kind(asked: str | None, found: str, folder: Path) -> str:
+    if asked is not None and asked not in KINDS:
+        raise UserError(f"kind must be one of {', '.join(KINDS)}, got {asked!r}.")
+    if asked is not None and asked != found:
+        raise UserError(f"{folder} holds a {found} checkpoint, not {asked}: drop kind={asked!r} or name another folder.")
+    if found not in KINDS:
+        raise UserError(f"{folder} says it is of kind {found!r}; known are {', '.join(KINDS)}.")
+    return found
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+    if name not in dtypes:
+        raise UserError(f"dtype must be one of {', '.join(dtypes)}, got {name!r}.")
+    return dtypes[name]
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}).") from error

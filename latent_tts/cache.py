@@ -1,0 +1,242 @@
+"""Keys and values of a batch of rollouts: the prompt's stored once per problem, each rollout's own suffix beside them.
+
+The rows of a batch form a rectangle of P groups (problems) by G members (rollouts). Attention of a row joins the two
+parts exactly: its scores against the group's prefix and against its own suffix go through one softmax.
+
+    prefix  (P, H, L, hd)      right-padded, hidden where a shorter prompt has no token
+    suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling
+
+This is the only file that touches a transformers ``Cache``. Not supported: sliding-window and linear attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "shared_prefix"
+
+
+def enable_shared_prefix(model: PreTrainedModel) -> None:
+    """Makes a model's attention able to read a ``SharedPrefixCache``; without one it is plain SDPA, as before."""
+    model.set_attn_implementation(ATTENTION)
+
+
+def attention_with_shared_prefix(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    shared_prefix: SharedPrefixCache | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (R, H, Q, hd), key and value as the cache's ``update`` returned them."""
+    if shared_prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return shared_prefix.attend(int(module.layer_idx), query, scaling), None
+
+
+AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class SharedPrefixCache(Cache):
+    """See the module's docstring. Made by ``from_prompt`` and handed to the model for passes over suffix positions.
+
+    Attributes:
+        group_size: Rows per prefix (G).
+        length: Suffix slots in use.
+    """
+
+    def __init__(self, prefix: list[tuple[Tensor, Tensor]], prefix_mask: Tensor | None, group_size: int = 1) -> None:
+        super().__init__(layers=[])
+        self.prefix = prefix  # per layer keys and values, each (P, H, L, hd)
+        self.prefix_mask = prefix_mask  # (P, L) bool, None where every position is real
+        self.suffix: list[tuple[Tensor, Tensor]] = []  # per layer, each (P, H, G, S, hd)
+        self.group_size = group_size
+        self.length = 0
+        self.valid: Tensor | None = None  # (P, G, S) bool; None: every slot in use is a real position
+        self.shared = False  # buffers belong to another cache too: copy before the first write
+
+    @classmethod
+    def from_prompt(cls, cache: DynamicCache, mask: Tensor) -> SharedPrefixCache:
+        """Takes over the keys and values of a prompt pass with right-padded prompts; mask (P, L) bool."""
+        prefix = [(layer.keys, layer.values) for layer in cache.layers]
+        return cls(prefix, None if bool(mask.all()) else mask)  # type: ignore[arg-type]
+
+    @property
+    def num_groups(self) -> int:
+        return self.prefix[0][0].shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_groups * self.group_size
+
+    # Row arithmetic -------------------------------------------------------------------------------------------------
+
+    def repeat(self, times: int) -> SharedPrefixCache:
+        """Every row becomes ``times`` neighbouring rows; the prefix is shared, the suffix copied."""
+        new = SharedPrefixCache(self.prefix, self.prefix_mask, self.group_size * times)
+        new.length = self.length
+        new.suffix = [(_repeat(k, times, self.length), _repeat(v, times, self.length)) for k, v in self.suffix]
+        new.valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=1)
+        return new
+
+    def select(self, index: Tensor) -> SharedPrefixCache:
+        """New rectangle from row numbers (P', G'); the rows of a new group must share one prefix.
+
+        The prefix is gathered only where groups are dropped or reordered.
+        """
+        index = index.to(self.prefix[0][0].device)
+        groups = index[:, 0] // self.group_size  # (P',)
+        same = len(groups) == self.num_groups and bool((groups == torch.arange(len(groups), device=groups.device)).all())
+        new = self._with_prefix(None if same else groups, index.shape[1])
+        member = index % self.group_size
+        new.length = self.length
+        new.suffix = [
+            (_gather(k, groups, member, self.length), _gather(v, groups, member, self.length)) for k, v in self.suffix
+        ]
+        new.valid = None if self.valid is None else self.valid[groups.unsqueeze(1), member]
+        return new
+
+    def rewind(self, length: int) -> SharedPrefixCache:
+        """The same rows with only their first ``length`` suffix slots; buffers are shared until one is written to."""
+        new = self._with_prefix(None, self.group_size)
+        new.length = length
+        new.suffix = list(self.suffix)
+        new.shared = True
+        return new
+
+    def view(self) -> SharedPrefixCache:
+        """The same rows and buffers as a cache of its own: writing past ``length`` leaves this one as it is."""
+        new = self._with_prefix(None, self.group_size)
+        new.length, new.suffix, new.valid, new.shared = self.length, list(self.suffix), self.valid, self.shared
+        return new
+
+    def _with_prefix(self, groups: Tensor | None, group_size: int) -> SharedPrefixCache:
+        if groups is None:
+            return SharedPrefixCache(self.prefix, self.prefix_mask, group_size)
+        mask = None if self.prefix_mask is None else self.prefix_mask[groups]
+        return SharedPrefixCache([(k[groups], v[groups]) for k, v in self.prefix], mask, group_size)
+
+    # One forward pass -----------------------------------------------------------------------------------------------
+
+    def begin_pass(self, num_positions: int, real: Tensor | None = None) -> None:
+        """Makes room for a pass over ``num_positions`` positions per row and moves ``length`` past them.
+
+        Args:
+            num_positions: Q, positions fed per row.
+            real: (R, Q) bool, false where a row only waits: that slot is never attended to. ``None``: all real.
+        """
+        start, self.length = self.length, self.length + num_positions
+        if self.shared:
+            self.suffix = [(k[..., :start, :].clone(), v[..., :start, :].clone()) for k, v in self.suffix]
+            self.shared = False
+        if real is not None or self.valid is not None:
+            shape = (self.num_groups, self.group_size)
+            before = torch.ones(*shape, start, dtype=torch.bool, device=self.prefix[0][0].device)
+            before = before if self.valid is None else self.valid
+            now = torch.ones_like(before[..., :1]).expand(*shape, num_positions) if real is None else real.view(*shape, -1)
+            self.valid = torch.cat([before, now], dim=-1)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Writes the keys and values (R, H, Q, hd) of the running pass into their slots."""
+        start = self.length - key_states.shape[2]
+        if layer_idx == len(self.suffix):
+            capacity = max(self.length, 8)
+            self.suffix.append((self._buffer(key_states, capacity), self._buffer(value_states, capacity)))
+        keys, values = self.suffix[layer_idx]
+        if keys.shape[3] < self.length:
+            self.suffix[layer_idx] = keys, values = _grow(keys, self.length), _grow(values, self.length)
+        keys[:, :, :, start : self.length] = self._as_groups(key_states)
+        values[:, :, :, start : self.length] = self._as_groups(value_states)
+        return key_states, value_states
+
+    def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
+        """Attention of the running pass: query (R, heads, Q, hd) to output (R, Q, heads, hd)."""
+        prefix_keys, prefix_values = self.prefix[layer_idx]
+        keys, values = (buffer[:, :, :, : self.length] for buffer in self.suffix[layer_idx])  # (P, H, G, S, hd)
+        rows, heads, length, width = query.shape
+        groups, kv_heads, prefix_length = prefix_keys.shape[:3]
+        # Query heads that share a key head (grouped-query attention) become further query positions of that head.
+        q = (query * scaling).reshape(groups, self.group_size, kv_heads, heads // kv_heads * length, width)
+        q = q.transpose(1, 2).contiguous()  # (P, H, G, Q, hd)
+        on_prefix = q.view(groups, kv_heads, -1, width) @ prefix_keys.transpose(-1, -2)  # (P, H, G * Q, L)
+        on_suffix = q @ keys.transpose(-1, -2)  # (P, H, G, Q, S)
+        scores = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
+        mask = self._mask(length, heads // kv_heads)
+        if mask is not None:
+            scores = scores.masked_fill_(~mask, float("-inf"))
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        from_prefix = weights[..., :prefix_length].reshape(groups, kv_heads, -1, prefix_length) @ prefix_values
+        out = from_prefix.view(q.shape) + weights[..., prefix_length:] @ values  # (P, H, G, Q, hd)
+        out = out.transpose(1, 2).reshape(rows, heads, length, width)
+        return out.transpose(1, 2)
+
+    def placeholder_mask(self) -> Tensor:
+        """What the model is given as attention mask: 4-D, so that it is passed on as it is, and read by nobody."""
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.prefix[0][0].device)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions a row has behind it, padding included."""
+        return self.prefix[0][0].shape[2] + self.length
+
+    def _mask(self, num_positions: int, repeats: int) -> Tensor | None:
+        """What each query position may see, (P, 1, G | 1, Q * repeats | 1, L + S), or None where that is everything."""
+        device, before = self.prefix[0][0].device, self.length - num_positions
+        prefix = self.prefix_mask
+        if prefix is None and self.valid is None and num_positions == 1:
+            return None
+        slots = torch.arange(self.length, device=device)
+        causal = slots <= before + torch.arange(num_positions, device=device).unsqueeze(-1)  # (Q, S)
+        suffix = causal.repeat(repeats, 1).view(1, 1, 1, -1, self.length)
+        if self.valid is not None:
+            # A waiting position sees itself, or its softmax would be over nothing; nobody reads what it computes.
+            own = slots == before + torch.arange(num_positions, device=device).unsqueeze(-1)
+            own = own.repeat(repeats, 1).view(1, 1, 1, -1, self.length)
+            suffix = suffix & (self.valid.view(self.num_groups, 1, self.group_size, 1, -1) | own)
+        if prefix is None:
+            prefix = torch.ones(1, self.prefix[0][0].shape[2], dtype=torch.bool, device=device)
+        prefix = prefix.view(prefix.shape[0], 1, 1, 1, -1)
+        shape = torch.broadcast_shapes(prefix.shape[:-1], suffix.shape[:-1])
+        return torch.cat([prefix.expand(*shape, -1), suffix.expand(*shape, -1)], dim=-1)
+
+    def _as_groups(self, states: Tensor) -> Tensor:
+        return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)
+
+    def _buffer(self, states: Tensor, capacity: int) -> Tensor:
+        heads, width = states.shape[1], states.shape[3]
+        return states.new_empty(self.num_groups, heads, self.group_size, capacity, width)
+
+
+def _repeat(buffer: Tensor, times: int, length: int) -> Tensor:
+    return buffer[:, :, :, :length].repeat_interleave(times, dim=2)
+
+
+def _gather(buffer: Tensor, groups: Tensor, member: Tensor, length: int) -> Tensor:
+    # Advanced indices on dims 0 and 2 move to the front: (P', G', H, S, hd).
+    return buffer[groups.unsqueeze(1), :, member, :length].transpose(1, 2).contiguous()
+
+
+def _grow(buffer: Tensor, needed: int) -> Tensor:
+    bigger = buffer.new_empty(*buffer.shape[:3], max(needed, 2 * buffer.shape[3]), buffer.shape[4])
+    bigger[:, :, :, : buffer.shape[3]] = buffer
+    return bigger
+
+
+def pad_right(rows: Iterable[list[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Token ids of unequal length as a rectangle: ids (P, L) and mask (P, L) bool."""
+    rows = list(rows)
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return ids, torch.arange(width, device=device) < lengths.unsqueeze(-1)

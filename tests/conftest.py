@@ -1,0 +1,109 @@
+"""Tiny random models made on the fly, and the reference checkpoints where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from latent_tts.backbones import LatentBackbone
+from latent_tts.backbones.loading import KINDS
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+QUESTIONS = [
+    "Ann has 3 apples and buys 4 more. How many?",
+    "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total does it take?",
+    "5 + 6?",
+    "Tom runs 3 sprints of 60 meters 3 times a week. How many meters is that?",
+    "There are 12 pens in a box. Eve buys 4 boxes and gives away 7 pens. How many pens are left?",
+    "Half of 18?",
+    "A train of 9 cars carries 40 people in each car. How many people?",
+    "7 days, 3 meals each: how many meals?",
+]
+
+
+@pytest.fixture
+def questions() -> list[str]:
+    """Eight questions of very different lengths, so that padding matters."""
+    return list(QUESTIONS)
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference checkpoints with expected outputs."""
+    folder = SHARED / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"no reference checkpoints at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of GSM8K, GSM-Hard and MultiArith files."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data files at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Callable:
+    """Makes a byte-level tokenizer of single bytes, the end-of-text token and the special tokens of a kind."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(special_tokens: tuple[str, ...]) -> PreTrainedTokenizerFast:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({char: i + 1 for i, char in enumerate(alphabet)} | {"<|endoftext|>": 0}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        end = "<|endoftext|>"
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=end)
+        fast.add_tokens(list(special_tokens))
+        return fast
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_causal_lm() -> Callable:
+    """Makes a random GPT-2 or Llama small enough for a test, with weights large enough that its answers differ."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    def make(layout: str, vocab_size: int, seed: int = 0, **overrides):
+        common = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+        common |= {"initializer_range": 0.15} | overrides
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            if layout == "gpt2":
+                config = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+                return GPT2LMHeadModel(GPT2Config(**(config | common))).eval()
+            config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+            config |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": None}
+            return LlamaForCausalLM(LlamaConfig(**(config | common | {"pad_token_id": None}))).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_tokenizer, tiny_causal_lm) -> Callable[..., LatentBackbone]:
+    """Makes a random backbone: ``tiny_backbone(kind, layout, num_latents=3, seed=0, **config)``."""
+
+    def make(kind: str = "coconut", layout: str = "gpt2", num_latents: int = 3, seed: int = 0, **overrides):
+        cls = KINDS[kind]
+        tokenizer = tiny_tokenizer(cls.special_tokens)
+        model = tiny_causal_lm(layout, len(tokenizer), seed, **overrides)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed + 1)
+            backbone = cls(model, tokenizer, num_latents=num_latents)
+        return backbone.eval()
+
+    return make
+
+
+@pytest.fixture
+def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes every hub client answer as it does on a machine without network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")

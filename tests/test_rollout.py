@@ -1,0 +1,261 @@
+"""The engine against the slow version of the method, and the promises it keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from latent_tts.errors import UserError
+from latent_tts.rollout import RolloutEngine
+from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
+from tests.naive import naive_rollout
+
+SAMPLERS = {
+    "greedy": Deterministic(),
+    "agn": AdditiveGaussianNoise(sigma=0.3),
+    "dropout-latent": MonteCarloDropout(p=0.2, scope="latent"),
+    "dropout-ffn": MonteCarloDropout(p=0.2, sites="ffn", scope="latent"),
+    "dropout-prompt": MonteCarloDropout(p=0.1, scope="prompt+latent"),
+    "dropout-answer": MonteCarloDropout(p=0.1, scope="prompt+latent+answer"),
+}
+KINDS_AND_LAYOUTS = [(kind, layout) for kind in ("coconut", "codi", "colar") for layout in ("gpt2", "llama")]
+
+
+def same(left, right, rows=slice(None)) -> None:
+    """Equal answers and, up to the last bits of float sums, equal latents."""
+    assert torch.equal(left.num_latents, right.num_latents[rows])
+    assert torch.equal(left.answer_ids, right.answer_ids[rows])
+    assert left.texts == right.texts[rows]
+    assert left.answers == right.answers[rows]
+    assert torch.equal(left.token_steps, right.token_steps[rows])
+    torch.testing.assert_close(left.latents, right.latents[rows], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
+def test_batched_rollouts_equal_recomputing_everything_for_every_token(
+    kind, layout, sampler, tiny_backbone, questions
+):
+    backbone = tiny_backbone(kind, layout, num_latents=3)
+    rollouts = RolloutEngine(backbone, sampler, max_answer_tokens=5).rollout(questions[:3], num_rollouts=2, seed=7)
+    for b, question in enumerate(questions[:3]):
+        for n in range(2):
+            naive = naive_rollout(backbone, sampler, question, n, seed=7, max_answer_tokens=5)
+            count = len(naive.latents)
+            assert rollouts.num_latents[b, n] == count
+            torch.testing.assert_close(rollouts.latents[b, n, :count], naive.latents, rtol=1e-4, atol=1e-5)
+            assert rollouts.latents[b, n, count:].abs().sum() == 0
+            ids = naive.answer_ids + [backbone.pad_token_id] * (5 - len(naive.answer_ids))
+            assert rollouts.answer_ids[b, n].tolist() == ids
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_batch_size_and_order_change_nothing(kind, sampler, tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(kind, "llama", num_latents=4), sampler, max_answer_tokens=6)
+    whole = engine.rollout(questions, num_rollouts=3, seed=1)
+    for size in (1, 3):
+        for start in range(0, len(questions), size):
+            rows = slice(start, start + size)
+            same(engine.rollout(questions[rows], num_rollouts=3, seed=1), whole, rows)
+    backwards = engine.rollout(questions[::-1], num_rollouts=3, seed=1)
+    assert backwards.texts == whole.texts[::-1]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_the_first_rollouts_are_the_same_for_every_number_of_rollouts(sampler, tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone("coconut", "gpt2"), sampler, max_answer_tokens=4)
+    few = engine.rollout(questions, num_rollouts=2, seed=3)
+    many = engine.rollout(questions, num_rollouts=5, seed=3)
+    assert [row[:2] for row in many.texts] == few.texts
+    torch.testing.assert_close(many.latents[:, :2], few.latents, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "nearly_greedy",
+    [AdditiveGaussianNoise(sigma=0.0), MonteCarloDropout(p=1e-9), MonteCarloDropout(p=1e-9, scope="prompt+latent")],
+    ids=str,
+)
+@pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
+def test_vanishing_randomness_is_greedy(kind, layout, nearly_greedy, tiny_backbone, questions):
+    backbone = tiny_backbone(kind, layout)
+    greedy = RolloutEngine(backbone, max_answer_tokens=5).rollout(questions, num_rollouts=2)
+    sampled = RolloutEngine(backbone, nearly_greedy, max_answer_tokens=5).rollout(questions, num_rollouts=2)
+    assert sampled.texts == greedy.texts
+    torch.testing.assert_close(sampled.latents, greedy.latents, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [SAMPLERS["agn"], SAMPLERS["dropout-latent"]], ids=["agn", "dropout-latent"])
+def test_rollouts_differ_from_each_other_from_the_first_thought_on(sampler, tiny_backbone, questions):
+    rollouts = RolloutEngine(tiny_backbone(), sampler).rollout(questions[:1], num_rollouts=4)
+    distances = torch.cdist(rollouts.latents[0].transpose(0, 1), rollouts.latents[0].transpose(0, 1))  # (T, N, N)
+    assert (distances + torch.eye(4)).min() > 1e-3
+
+
+def test_seeds_and_problem_ids_decide_the_draws(tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(), SAMPLERS["agn"], max_answer_tokens=3)
+
+    def latents(**kwargs):
+        return engine.rollout(questions[:2], num_rollouts=2, **kwargs).latents
+
+    assert torch.equal(latents(seed=1), latents(seed=1))
+    assert not torch.allclose(latents(seed=1), latents(seed=2))
+    assert not torch.allclose(latents(problem_ids=["a", "b"]), latents(problem_ids=["a", "c"]))
+    assert torch.allclose(latents(problem_ids=["a", "b"])[0], latents(problem_ids=["a", "c"])[0], atol=1e-6)
+
+
+def test_the_global_generator_is_neither_read_nor_moved(tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(), SAMPLERS["dropout-latent"], max_answer_tokens=3)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = engine.rollout(questions[:2], num_rollouts=2)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(99)
+    assert torch.equal(first.latents, engine.rollout(questions[:2], num_rollouts=2).latents)
+
+
+def _positions_fed(backbone, monkeypatch) -> list[tuple[int, int]]:
+    """Records (rows, positions) of every pass through the model."""
+    passes: list[tuple[int, int]] = []
+    original = backbone.last_hidden
+
+    def recording(inputs_embeds, *args, **kwargs):
+        passes.append(tuple(inputs_embeds.shape[:2]))
+        return original(inputs_embeds, *args, **kwargs)
+
+    monkeypatch.setattr(backbone, "last_hidden", recording)
+    return passes
+
+
+@pytest.mark.parametrize(
+    ("sampler", "prompt_rows", "first_rows"),
+    [(SAMPLERS["agn"], 2, 0), (SAMPLERS["dropout-latent"], 2, 10), (SAMPLERS["dropout-prompt"], 10, 0)],
+    ids=["agn", "dropout-latent", "dropout-prompt"],
+)
+def test_a_prompt_is_encoded_once_where_it_can_be_shared(
+    sampler, prompt_rows, first_rows, tiny_backbone, questions, monkeypatch
+):
+    backbone = tiny_backbone(num_latents=3)
+    passes = _positions_fed(backbone, monkeypatch)
+    RolloutEngine(backbone, sampler, max_answer_tokens=1).rollout(questions[:2], num_rollouts=5)
+    longest = max(len(prompt) for prompt in backbone.encode_prompts(questions[:2]))
+    assert passes[0] == (prompt_rows, longest - (1 if first_rows else 0))
+    # Then the thoughts, the last of which is fed together with the end-of-thought token.
+    assert passes[1:] == [(10, 1)] * (2 + bool(first_rows)) + [(10, 2)]
+
+
+def test_finished_answers_leave_the_batch(tiny_backbone, questions, monkeypatch):
+    backbone = tiny_backbone("coconut", "gpt2", num_latents=2)
+    # An end-of-text token that about half of the rows say early: whatever is the most frequent first answer token.
+    first = RolloutEngine(backbone, SAMPLERS["agn"], max_answer_tokens=1).rollout(questions, num_rollouts=4)
+    backbone.eos_token_id = int(first.answer_ids.flatten().mode().values)
+    one_by_one = [
+        RolloutEngine(backbone, SAMPLERS["agn"], max_answer_tokens=8).rollout([q], num_rollouts=4) for q in questions
+    ]
+    passes = _positions_fed(backbone, monkeypatch)
+    together = RolloutEngine(backbone, SAMPLERS["agn"], max_answer_tokens=8).rollout(questions, num_rollouts=4)
+    for b, single in enumerate(one_by_one):
+        same(single, together, slice(b, b + 1))
+    decoded = [rows for rows, positions in passes[3:] if positions == 1]
+    assert decoded == sorted(decoded, reverse=True)
+    assert decoded[-1] < 32
+
+
+def test_no_vocabulary_projection_in_latent_steps(tiny_backbone, questions, monkeypatch):
+    backbone = tiny_backbone(num_latents=4)
+    projected: list[int] = []
+    original = backbone.logits
+    monkeypatch.setattr(backbone, "logits", lambda hidden: projected.append(len(hidden)) or original(hidden))
+    RolloutEngine(backbone, SAMPLERS["agn"], max_answer_tokens=1).rollout(questions[:2], num_rollouts=3)
+    assert projected == [6]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_a_rewound_state_thinks_the_same_thoughts_again(kind, sampler, tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(kind, "llama", num_latents=4), sampler, max_answer_tokens=4)
+    state = engine.expand(engine.start(questions, seed=5), 3)
+    while state.step < 4:
+        state = engine.expand(state)
+    answers = engine.answer(state)
+    for step in (3, 1, 2):
+        again = state.rewind(step)
+        while again.step < 4:
+            again = engine.expand(again)
+        torch.testing.assert_close(again.latents, state.latents, rtol=1e-4, atol=1e-5)
+        assert torch.equal(again.num_latents, state.num_latents)
+        assert engine.answer(again).texts == answers.texts
+    assert engine.answer(state).texts == answers.texts  # and the original is as it was
+
+
+def test_children_of_one_row_differ_and_repeat(tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(), SAMPLERS["dropout-latent"])
+    state = engine.expand(engine.start(questions[:2], seed=0), 2)
+    children = engine.expand(state, 3)
+    assert children.latents.shape[:2] == (12, 2)
+    assert torch.equal(children.latents[:3, 0], children.latents[:1, 0].expand(3, -1))
+    assert torch.pdist(children.latents[:3, 1]).min() > 1e-4
+    torch.testing.assert_close(engine.expand(state, 3).latents, children.latents)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_selected_rows_go_on_as_they_would_have(sampler, tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone("coconut", "llama"), sampler, max_answer_tokens=4)
+    state = engine.expand(engine.start(questions[:3], seed=0), 4)
+    picked = state.select(torch.tensor([[9, 11], [6, 4]]))  # of the third and the second problem
+    picked, state = engine.expand(picked), engine.expand(state)
+    torch.testing.assert_close(picked.latents, state.latents[[9, 11, 6, 4]], rtol=1e-4, atol=1e-5)
+    everything, some = engine.answer(state).texts, engine.answer(picked).texts
+    assert some == [everything[row] for row in (9, 11, 6, 4)]
+
+
+def test_dropout_leaves_the_model_as_it_was(tiny_backbone, questions, monkeypatch):
+    backbone = tiny_backbone()
+    greedy = RolloutEngine(backbone).rollout(questions[:2], num_rollouts=1)
+    engine = RolloutEngine(backbone, SAMPLERS["dropout-prompt"])
+    engine.rollout(questions[:2], num_rollouts=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "next_latent", lambda hidden: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.rollout(questions[:2], num_rollouts=2)
+    assert not any(module._forward_hooks for module in backbone.modules())
+    assert torch.equal(greedy.latents, RolloutEngine(backbone).rollout(questions[:2], num_rollouts=1).latents)
+
+
+def test_dropout_that_finds_nothing_to_switch_is_an_error(tiny_backbone, questions):
+    backbone = tiny_backbone()
+    for block in backbone.model.transformer.h:
+        block.mlp.projection, block.attn.projection = block.mlp.c_proj, block.attn.c_proj
+        del block.mlp.c_proj, block.attn.c_proj
+    with pytest.raises(UserError, match="nothing to switch on"):
+        RolloutEngine(backbone, SAMPLERS["dropout-latent"]).rollout(questions[:1], num_rollouts=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: AdditiveGaussianNoise(sigma=-0.1), "sigma must not be negative, got -0.1"),
+        (lambda: AdditiveGaussianNoise(sigma=float("nan")), "sigma"),
+        (lambda: MonteCarloDropout(p=0.0), "p must lie between 0 and 1"),
+        (lambda: MonteCarloDropout(p=1.0), "p must lie between 0 and 1"),
+        (lambda: MonteCarloDropout(sites="everywhere"), "sites must be one of ffn, residual"),  # type: ignore[arg-type]
+        (lambda: MonteCarloDropout(scope="answer"), "scope must be one of"),  # type: ignore[arg-type]
+    ],
+)
+def test_impossible_samplers_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_impossible_rollouts_are_refused(tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(), max_answer_tokens=10)
+    with pytest.raises(UserError, match="num_rollouts must be at least 1, got 0"):
+        engine.rollout(questions, num_rollouts=0)
+    with pytest.raises(UserError, match="no question"):
+        engine.rollout([], num_rollouts=1)
+    with pytest.raises(UserError, match=r"The prompt of 3\d\d tokens that starts 'ha ha"):
+        engine.rollout(["ha " * 120], num_rollouts=1)
+    with pytest.raises(UserError, match="1 problem ids were given for 8 questions"):
+        engine.rollout(questions, num_rollouts=1, problem_ids=["a"])
+    with pytest.raises(UserError, match="max_answer_tokens"):
+        RolloutEngine(tiny_backbone(), max_answer_tokens=0)
