@@ -47,7 +47,7 @@ def load_backbone(
     backbone = cls(
         model,
         load_tokenizer(folder),
-        num_latents=num_latents or metadata.get("num_latents"),
+        num_latents=metadata.get("num_latents") if num_latents is None else num_latents,
         prompt_form=metadata.get("prompt_form"),
     )
     load_strictly(backbone, weights, str(folder))
