@@ -8,8 +8,8 @@ AnswerRule = Literal["tolerance", "strict"]
 
 _MARKER = re.compile(r"#{3,}|answer(?:\s+is)?\s*:|answer\s+is", re.IGNORECASE)
 _NUMBER = re.compile(
-    r"""(?P<sign>(?<![\w.)])[-\u2212]\s?)?     # a minus sign, unless it subtracts from something
-        [$\u20ac\u00a3]?\s?
+    r"""(?P<sign>(?<![\w.)])[-\u2212])?        # a minus sign, unless it subtracts from something
+        (?:[$\u20ac\u00a3]\s?)?
         (?P<inner_sign>(?<=[$\u20ac\u00a3])-)?  # $-5
         (?P<digits>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
         (?P<exponent>[eE][-+]?\d+)?

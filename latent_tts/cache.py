@@ -98,7 +98,9 @@ class SharedPrefixCache(Cache):
         """
         index = index.to(self.prefix[0][0].device)
         groups = index[:, 0] // self.group_size  # (P',)
-        same = len(groups) == self.num_groups and bool((groups == torch.arange(len(groups), device=groups.device)).all())
+        same = len(groups) == self.num_groups and bool(
+            (groups == torch.arange(len(groups), device=groups.device)).all()
+        )
         new = self._with_prefix(None if same else groups, index.shape[1])
         member = index % self.group_size
         new.length = self.length
@@ -113,6 +115,7 @@ class SharedPrefixCache(Cache):
         new = self._with_prefix(None, self.group_size)
         new.length = length
         new.suffix = list(self.suffix)
+        new.valid = None if self.valid is None else self.valid[..., :length]
         new.shared = True
         return new
 
@@ -145,7 +148,11 @@ class SharedPrefixCache(Cache):
             shape = (self.num_groups, self.group_size)
             before = torch.ones(*shape, start, dtype=torch.bool, device=self.prefix[0][0].device)
             before = before if self.valid is None else self.valid
-            now = torch.ones_like(before[..., :1]).expand(*shape, num_positions) if real is None else real.view(*shape, -1)
+            now = (
+                torch.ones_like(before[..., :1]).expand(*shape, num_positions)
+                if real is None
+                else real.view(*shape, -1)
+            )
             self.valid = torch.cat([before, now], dim=-1)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:

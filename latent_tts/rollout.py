@@ -27,8 +27,9 @@ from latent_tts.backbones.base import LatentBackbone
 from latent_tts.cache import SharedPrefixCache, pad_right
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
-from latent_tts.sampling import Deterministic, PassNoise, Sampler
-from latent_tts.seeding import fold_in, problem_keys
+from latent_tts.sampling import Deterministic, Sampler
+from latent_tts.seeding import problem_keys
+from latent_tts.thought_state import Batch, Results, ThoughtState
 
 _COMPACT_BELOW = 0.75  # rows that still decode are gathered into a smaller batch when their share falls below this
 _LOGIT_ROWS = 256  # rows projected to the vocabulary at a time, which bounds the memory of the scores
@@ -68,118 +69,18 @@ class Answers:
 
 
 @dataclass
-class ThoughtState:
-    """R = P * G rows in the middle of thinking; the G rows of a problem are neighbours.
+class Finished:
+    """R rows at the end of their thinking: what they thought, and what they answered.
 
     Attributes:
-        keys: (R,) int64, random streams.
-        prompts: Token ids of the P prompts.
-        latents: (R, t, D), thoughts so far, as fed; 0 where a row stopped before.
-        num_latents: (R,) int64, thoughts so far.
-        finished: (R,) bool, rows whose model chose to stop (CoLaR).
-        cache: Everything fed so far; ``None`` before the first thought where every rollout encodes its own prompt.
-        hidden: (R, D) after the last position fed; ``None`` while the latest thought is still to be fed.
-        pending: (R, D) the embedding to feed next.
-        lead: Suffix positions in front of the first thought: 1 where the last prompt token is fed per row, else 0.
+        latents: (R, T, D), 0 where a row thought less.
+        num_latents: (R,) int64.
+        answers: What they answered.
     """
 
-    keys: Tensor
-    prompts: list[list[int]]
     latents: Tensor
     num_latents: Tensor
-    finished: Tensor
-    cache: SharedPrefixCache | None
-    hidden: Tensor | None
-    pending: Tensor | None
-    lead: int = 0
-
-    @property
-    def step(self) -> int:
-        """Latent thoughts of the rows that have not stopped."""
-        return self.latents.shape[1]
-
-    @property
-    def num_problems(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def num_rows(self) -> int:
-        return self.keys.shape[0]
-
-    @property
-    def group_size(self) -> int:
-        """Rows per problem (G)."""
-        return self.num_rows // self.num_problems
-
-    @property
-    def prompt_lengths(self) -> Tensor:
-        """(R,) int64, tokens of each row's prompt."""
-        lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.keys.device)
-        return lengths.repeat_interleave(self.group_size)
-
-    def select(self, index: Tensor) -> ThoughtState:
-        """Keeps, repeats or reorders rows: index (P', G') of row numbers, the rows of one new group of one problem.
-
-        Copies of a row go on alike until ``rekey`` or an ``expand`` with children tells them apart.
-        """
-        index = index.to(self.keys.device)
-        rows, problems = index.flatten(), (index[:, 0] // self.group_size).tolist()
-        cache = None
-        if self.cache is not None:
-            shared = self.cache.num_groups == self.num_problems
-            cache = self.cache.select(index if shared else rows.unsqueeze(-1))
-        return ThoughtState(
-            keys=self.keys[rows],
-            prompts=[self.prompts[p] for p in problems],
-            latents=self.latents[rows],
-            num_latents=self.num_latents[rows],
-            finished=self.finished[rows],
-            cache=cache,
-            hidden=None if self.hidden is None else self.hidden[rows],
-            pending=None if self.pending is None else self.pending[rows],
-            lead=self.lead,
-        )
-
-    def rewind(self, step: int) -> ThoughtState:
-        """The same rows when they had ``step`` thoughts; keys and values are shared with this state, nothing re-encoded.
-
-        A row that stopped earlier is returned finished, with the thoughts it had.
-        """
-        if not 1 <= step <= self.step:
-            raise UserError(f"step must lie between 1 and the {self.step} thoughts of this state, got {step}.")
-        assert self.cache is not None
-        return replace(
-            self,
-            latents=self.latents[:, :step],
-            num_latents=self.num_latents.clamp(max=step),
-            finished=self.num_latents < step,
-            cache=self.cache.rewind(self.lead + step - 1),
-            hidden=None,
-            pending=self.latents[:, step - 1],
-        )
-
-    def rekey(self, salt: int) -> ThoughtState:
-        """The same rows with new random streams, distinct for every row of a problem."""
-        slot = torch.arange(self.num_rows, device=self.keys.device) % self.group_size
-        return replace(self, keys=fold_in(fold_in(self.keys, salt), slot))
-
-    def fork(self, num_children: int) -> ThoughtState:
-        """Every row becomes ``num_children`` neighbouring rows with random streams of their own."""
-        child = torch.arange(num_children, device=self.keys.device).repeat(self.num_rows)
-
-        def repeat(rows: Tensor) -> Tensor:
-            return rows.repeat_interleave(num_children, dim=0)
-
-        return replace(
-            self,
-            keys=fold_in(repeat(self.keys), child),
-            latents=repeat(self.latents),
-            num_latents=repeat(self.num_latents),
-            finished=repeat(self.finished),
-            cache=None if self.cache is None else self.cache.repeat(num_children),
-            hidden=None if self.hidden is None else repeat(self.hidden),
-            pending=None if self.pending is None else repeat(self.pending),
-        )
+    answers: Answers
 
 
 class RolloutEngine:
@@ -194,9 +95,7 @@ class RolloutEngine:
         UserError: ``max_answer_tokens`` below 1.
     """
 
-    def __init__(
-        self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64
-    ) -> None:
+    def __init__(self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64) -> None:
         if max_answer_tokens < 1:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
         self.backbone = backbone
@@ -221,9 +120,17 @@ class RolloutEngine:
         if num_rollouts < 1:
             raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
         state = self.expand(self.start(questions, seed, problem_ids), num_rollouts)
-        prompt_steps = self.prompt_steps(state.prompts, num_rollouts)
-        results = _Results(state, self.backbone.num_latents, self.max_answer_tokens, self.backbone.pad_token_id)
-        batch = _Batch(state)
+        return self.as_rollouts(self.finish(state), state.prompts, _problem_ids(questions, problem_ids))
+
+    @torch.inference_mode()
+    def finish(self, state: ThoughtState) -> Finished:
+        """Lets every row think to its end and answer; rows that stop early (CoLaR) leave the batch.
+
+        Args:
+            state: Is used up by this: rewind it only to the thoughts it has now.
+        """
+        results = Results(state, self.backbone.num_latents, self.max_answer_tokens, self.backbone.pad_token_id)
+        batch = Batch(state)
         while batch.state.step < self.backbone.num_latents:
             if self.backbone.dynamic:
                 stopped = batch.wanted & batch.state.finished
@@ -234,12 +141,33 @@ class RolloutEngine:
                     batch = batch.keep(batch.wanted & ~stopped)
             batch.state = self.expand(batch.state)
         self._settle(batch, results)
-        return self._collect(results, _problem_ids(questions, problem_ids), num_rollouts, prompt_steps)
+        return Finished(
+            results.latents, results.num_latents, self._read_answers(results.answer_ids, results.num_tokens)
+        )
+
+    def as_rollouts(self, finished: Finished, prompts: Sequence[Sequence[int]], problem_ids: list[str]) -> Rollouts:
+        """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost."""
+        size = len(finished.num_latents) // len(problem_ids)
+        shape = (len(problem_ids), size)
+        answers = finished.answers
+        spent = (finished.num_latents + answers.num_tokens).view(shape).sum(dim=1).cpu()
+        starts = range(0, len(answers.texts), size)
+        return Rollouts(
+            problem_ids=problem_ids,
+            latents=finished.latents.view(*shape, *finished.latents.shape[1:]),
+            num_latents=finished.num_latents.view(shape),
+            answer_ids=answers.ids.view(*shape, -1),
+            texts=[answers.texts[start : start + size] for start in starts],
+            answers=[answers.answers[start : start + size] for start in starts],
+            token_steps=self.prompt_steps(prompts, size) + spent,
+        )
 
     def prompt_steps(self, prompts: Sequence[Sequence[int]], num_rollouts: int) -> Tensor:
         """Positions spent on the prompts of P problems: once each, or once per rollout where they can't be shared."""
-        copies = 1 if self.sampler.shares_prompt else num_rollouts
-        return torch.tensor([len(prompt) * copies for prompt in prompts])
+        sampler, lengths = self.sampler, torch.tensor([len(prompt) for prompt in prompts])
+        if not sampler.shares_prompt:
+            return lengths * num_rollouts
+        return lengths - 1 + num_rollouts if sampler.random_pass else lengths  # the last token is fed per rollout
 
     # The four steps -------------------------------------------------------------------------------------------------
 
@@ -293,9 +221,7 @@ class RolloutEngine:
     @torch.inference_mode()
     def answer(self, state: ThoughtState) -> Answers:
         """Ends the thinking of every row where it stands and decodes its answer greedily; the state stays usable."""
-        ids, num_tokens = self._answer_ids(state)
-        texts = self._texts(ids)
-        return Answers(ids, texts, [parse_answer(text) for text in texts], num_tokens)
+        return self._read_answers(*self._answer_ids(state))
 
     # Passes through the model ---------------------------------------------------------------------------------------
 
@@ -365,7 +291,7 @@ class RolloutEngine:
             hidden = self._pass(inputs.unsqueeze(1), offsets, batch.state, cache, "answer")[:, -1]
         return ids, num_tokens
 
-    def _end_thought(self, state: ThoughtState) -> tuple[_Batch, Tensor]:
+    def _end_thought(self, state: ThoughtState) -> tuple[Batch, Tensor]:
         """Feeds the latest thought, where it is still pending, and the end-of-thought token in one pass."""
         backbone = self.backbone
         assert state.cache is not None
@@ -380,7 +306,7 @@ class RolloutEngine:
             if backbone.dynamic:
                 real = torch.stack([~state.finished, torch.ones_like(state.finished)], dim=1)
         hidden = self._pass(inputs, offsets, state, state.cache, "answer", real)[:, -1]
-        return _Batch(replace(state, hidden=None)), hidden
+        return Batch(replace(state, hidden=None)), hidden
 
     def _pass(
         self,
@@ -391,15 +317,13 @@ class RolloutEngine:
         phase: str,
         real: Tensor | None = None,
     ) -> Tensor:
-        """One pass over suffix positions: inputs (R, Q, D) at offsets (R,) or (R, Q) from the prompt's end to (R, Q, D)."""
+        """One pass over suffix positions, at offsets (R,) or (R, Q) from the prompt's end: (R, Q, D) to (R, Q, D)."""
         offsets = offsets.view(inputs.shape[0], -1)
         positions = (state.prompt_lengths.unsqueeze(-1) + offsets).clamp_(min=0)
         cache.begin_pass(inputs.shape[1], real)
         with self.sampler.attached(self.backbone) as noise:
             noise.switch(phase, state.keys, offsets)
-            return self.backbone.last_hidden(
-                inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache
-            )
+            return self.backbone.last_hidden(inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache)
 
     def _most_likely(self, hidden: Tensor) -> Tensor:
         """Arg-max token of every row: (R, D) to (R,), projecting a bounded number of rows at a time."""
@@ -422,81 +346,18 @@ class RolloutEngine:
                 )
         return prompts
 
-    def _texts(self, ids: Tensor) -> list[str]:
-        """Decoded answers; each distinct one is decoded once, since rollouts often agree."""
+    def _read_answers(self, ids: Tensor, num_tokens: Tensor) -> Answers:
+        """Texts and answers of token ids; each distinct row is decoded and parsed once, since rollouts often agree."""
         distinct, where = torch.unique(ids, dim=0, return_inverse=True)
         texts = self.backbone.tokenizer.batch_decode(distinct.tolist(), skip_special_tokens=True)
-        return [texts[i] for i in where.tolist()]
+        parsed = [parse_answer(text) for text in texts]
+        order = where.tolist()
+        return Answers(ids, [texts[i] for i in order], [parsed[i] for i in order], num_tokens)
 
-    def _settle(self, batch: _Batch, results: _Results) -> None:
+    def _settle(self, batch: Batch, results: Results) -> None:
         """Answers the rows of a batch and writes them to their places."""
         ids, num_tokens = self._answer_ids(batch.state)
         results.write(batch, ids, num_tokens)
-
-    def _collect(
-        self, results: _Results, problem_ids: list[str], num_rollouts: int, prompt_steps: Tensor
-    ) -> Rollouts:
-        shape = (len(problem_ids), num_rollouts)
-        texts = self._texts(results.answer_ids)
-        parsed = {text: parse_answer(text) for text in set(texts)}
-        rows = [texts[start : start + num_rollouts] for start in range(0, len(texts), num_rollouts)]
-        spent = (results.num_latents + results.num_tokens).view(shape).sum(dim=1).cpu()
-        return Rollouts(
-            problem_ids=problem_ids,
-            latents=results.latents.view(*shape, *results.latents.shape[1:]),
-            num_latents=results.num_latents.view(shape),
-            answer_ids=results.answer_ids.view(*shape, -1),
-            texts=rows,
-            answers=[[parsed[text] for text in row] for row in rows],
-            token_steps=prompt_steps + spent,
-        )
-
-
-class _Batch:
-    """Rows on their way through the model, and which row of the whole each one is.
-
-    ``keep`` gathers the rows still wanted. A batch stays a rectangle of problems by rows, so a problem with fewer rows
-    left than another is filled up with rows of its own that are no longer ``wanted``.
-    """
-
-    def __init__(self, state: ThoughtState, rows: Tensor | None = None, wanted: Tensor | None = None) -> None:
-        self.state = state
-        self.rows = torch.arange(state.num_rows, device=state.keys.device) if rows is None else rows
-        self.wanted = torch.ones_like(state.finished) if wanted is None else wanted
-
-    def share_of(self, mask: Tensor) -> float:
-        return float(mask.float().mean())
-
-    def keep(self, mask: Tensor) -> _Batch:
-        """The rows in the mask, (R,) bool, problems without any left out."""
-        if bool(mask.all()):
-            return self
-        size = self.state.group_size
-        per_problem = mask.view(-1, size)
-        counts = per_problem.sum(dim=1)
-        left = counts.nonzero().squeeze(1)  # problems with rows left
-        order = per_problem[left].int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        index = left.unsqueeze(1) * size + order  # (P', G')
-        wanted = torch.arange(index.shape[1], device=index.device) < counts[left].unsqueeze(1)
-        return _Batch(self.state.select(index), self.rows[index.flatten()], wanted.flatten())
-
-
-class _Results:
-    """Fixed places for what R rows bring back, in whatever order they finish."""
-
-    def __init__(self, state: ThoughtState, num_latents: int, max_answer_tokens: int, pad_id: int) -> None:
-        rows, device = state.num_rows, state.keys.device
-        self.latents = state.latents.new_zeros(rows, num_latents, state.latents.shape[2])
-        self.num_latents = torch.zeros_like(state.num_latents)
-        self.num_tokens = torch.zeros_like(state.num_latents)
-        self.answer_ids = torch.full((rows, max_answer_tokens), pad_id, device=device)
-
-    def write(self, batch: _Batch, answer_ids: Tensor, num_tokens: Tensor) -> None:
-        rows, wanted = batch.rows[batch.wanted], batch.wanted
-        self.latents[rows, : batch.state.step] = batch.state.latents[wanted]
-        self.num_latents[rows] = batch.state.num_latents[wanted]
-        self.num_tokens[rows] = num_tokens[wanted]
-        self.answer_ids[rows] = answer_ids[wanted]
 
 
 def _problem_ids(questions: Sequence[str], problem_ids: Sequence[str] | None) -> list[str]:

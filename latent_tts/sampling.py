@@ -37,6 +37,11 @@ class Sampler(ABC):
         """Whether the N rollouts of a problem may attend to one encoded copy of its prompt."""
         return True
 
+    @property
+    def random_answer(self) -> bool:
+        """Whether the answer is random too, so that the same thoughts can end in different answers."""
+        return False
+
     def perturb(self, latents: Tensor, keys: Tensor, step: Tensor) -> Tensor:
         """What is fed in place of the latents.
 
@@ -114,7 +119,9 @@ class MonteCarloDropout(Sampler):
 
     def __init__(self, p: float = 0.1, sites: Sites = "residual", scope: Scope = "latent") -> None:
         if not 0 < p < 1:
-            raise UserError(f"p must lie between 0 and 1, both excluded, got {p}; Deterministic() samples without dropout.")
+            raise UserError(
+                f"p must lie between 0 and 1, both excluded, got {p}; Deterministic() samples without dropout."
+            )
         if sites not in get_args(Sites):
             raise UserError(f"sites must be one of {', '.join(get_args(Sites))}, got {sites!r}.")
         if scope not in get_args(Scope):
@@ -126,6 +133,10 @@ class MonteCarloDropout(Sampler):
     @property
     def shares_prompt(self) -> bool:
         return self.scope == "latent"
+
+    @property
+    def random_answer(self) -> bool:
+        return "answer" in self.scope
 
     @contextmanager
     def attached(self, backbone: LatentBackbone) -> Iterator[PassNoise]:

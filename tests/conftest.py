@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,23 @@ def tiny_backbone(tiny_tokenizer, tiny_causal_lm) -> Callable[..., LatentBackbon
         return backbone.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random COCONUT with 3 latents."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-random"
+    tiny_backbone("coconut", "gpt2", num_latents=3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def problem_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 24 different problems in eight lengths, three of each."""
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    texts = [f"Round {turn}. {question}" for turn in range(3) for question in QUESTIONS]
+    path.write_text("".join(json.dumps({"question": q, "answer": str(i % 10)}) + "\n" for i, q in enumerate(texts)))
+    return path
 
 
 @pytest.fixture

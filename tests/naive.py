@@ -67,7 +67,7 @@ class _Masked:
                 on |= offsets < 0
             if "answer" in self.sampler.scope:
                 on |= offsets >= 0
-            blocks = [m for name, m in self.backbone.model.named_modules() if name.endswith((".h", ".layers"))][0]
+            blocks = next(m for name, m in self.backbone.model.named_modules() if name.endswith((".h", ".layers")))
             sites = []
             for block in blocks:
                 attention = block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj

@@ -45,6 +45,8 @@ def test_latents_and_answers_match(case, batch_size):
             answer = expected["sequences"][row, width + counts[row] + 1 :][:10].tolist()
             assert rollouts.answer_ids[b, 0, : len(answer)].tolist() == answer
             if "latent_thoughts" in expected:
-                torch.testing.assert_close(rollouts.latents[b, 0], expected["latent_thoughts"][row], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    rollouts.latents[b, 0], expected["latent_thoughts"][row], rtol=1e-4, atol=1e-4
+                )
             compared += 1
     assert compared >= 5

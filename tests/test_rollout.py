@@ -33,9 +33,7 @@ def same(left, right, rows=slice(None)) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 @pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
-def test_batched_rollouts_equal_recomputing_everything_for_every_token(
-    kind, layout, sampler, tiny_backbone, questions
-):
+def test_batched_rollouts_equal_recomputing_everything_for_every_token(kind, layout, sampler, tiny_backbone, questions):
     backbone = tiny_backbone(kind, layout, num_latents=3)
     rollouts = RolloutEngine(backbone, sampler, max_answer_tokens=5).rollout(questions[:3], num_rollouts=2, seed=7)
     for b, question in enumerate(questions[:3]):

@@ -13,7 +13,9 @@ def keys(count: int) -> torch.Tensor:
     return fold_in(problem_keys(0, ["a"]), torch.arange(count))
 
 
-@pytest.mark.parametrize("draw", [uniform, normal, lambda k, shape: keep_mask(k, shape, 0.3)], ids=["uniform", "normal", "mask"])
+@pytest.mark.parametrize(
+    "draw", [uniform, normal, lambda k, shape: keep_mask(k, shape, 0.3)], ids=["uniform", "normal", "mask"]
+)
 def test_a_rows_numbers_are_bitwise_the_same_whatever_is_drawn_beside_it(draw):
     rows = keys(37)
     together = draw(rows, (101,))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.activations import NewGELUActivation
 
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
@@ -54,6 +55,7 @@ class LatentBackbone(nn.Module, ABC):
         if num_latents < 1:
             raise UserError(f"num_latents must be at least 1, got {num_latents}.")
         enable_shared_prefix(model)
+        _fuse_activations(model)
         self.model = model
         self.tokenizer = tokenizer
         self.num_latents = num_latents
@@ -221,4 +223,14 @@ class LatentBackbone(nn.Module, ABC):
                 candidate = candidate[0]
             if candidate is not None:
                 return int(candidate)
-        raise UserError(f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token.")
+        raise UserError(
+            f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token."
+        )
+
+
+def _fuse_activations(model: PreTrainedModel) -> None:
+    """Replaces GPT-2's tanh GELU, written out as seven element-wise operations, by torch's fused kernel of the same formula."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))

@@ -43,7 +43,9 @@ class Colar(LatentBackbone):
 
     @classmethod
     def extra_modules(cls, config: Any) -> dict[str, nn.Module]:
-        return {"lt_head": LatentHead(config.hidden_size, getattr(config, "latent_intermediate_size", config.hidden_size))}
+        return {
+            "lt_head": LatentHead(config.hidden_size, getattr(config, "latent_intermediate_size", config.hidden_size))
+        }
 
     def extra_config(self) -> dict[str, Any]:
         config = self.model.config

@@ -63,7 +63,9 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
     folder = Path(name_or_folder)
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise UserError(f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors.")
+            raise UserError(
+                f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors."
+            )
         return folder
     name = str(name_or_folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -94,7 +96,9 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it.") from error
+        raise UserError(
+            f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it."
+        ) from error
 
 
 def read_safetensors(folder: Path) -> dict[str, Tensor]:
@@ -106,7 +110,9 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if not file.name.startswith("expected")]
     if not files:
-        raise UserError(f"{folder} holds no .safetensors file; other formats run code when they are loaded and are not read.")
+        raise UserError(
+            f"{folder} holds no .safetensors file; other formats run code when they are loaded and are not read."
+        )
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -172,7 +178,9 @@ def _agreed_kind(asked: str | None, found: str, folder: Path) -> str:
     if asked is not None and asked not in KINDS:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, got {asked!r}.")
     if asked is not None and asked != found:
-        raise UserError(f"{folder} holds a {found} checkpoint, not {asked}: drop kind={asked!r} or name another folder.")
+        raise UserError(
+            f"{folder} holds a {found} checkpoint, not {asked}: drop kind={asked!r} or name another folder."
+        )
     if found not in KINDS:
         raise UserError(f"{folder} says it is of kind {found!r}; known are {', '.join(KINDS)}.")
     return found

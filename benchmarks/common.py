@@ -1,0 +1,141 @@
+"""What the benchmarks share: models of a named size, the machine's matrix-product rate, peak memory, tables."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIZES = {  # layers, width, heads, vocabulary
+    "tiny": (4, 256, 4, 768),
+    "small": (12, 768, 12, 50260),  # GPT-2 small
+    "medium": (24, 1024, 16, 50260),
+}
+
+
+def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: int = 6, device: str = "cpu") -> Any:
+    """A GPT-2 COCONUT with random weights; its tokenizer knows only single bytes, which no benchmark depends on."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    from latent_tts.backbones import Coconut
+
+    layers, width, heads, vocabulary = SIZES[size]
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0
+    )
+    model = GPT2LMHeadModel(config).to(dtype=dtype, device=device).eval()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i + 1 for i, char in enumerate(alphabet)} | {"<|endoftext|>": 0}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    fast.add_tokens(list(Coconut.special_tokens))
+    return Coconut(model, fast, num_latents=num_latents)
+
+
+def block_flops(size: str) -> int:
+    """Floating-point operations of the matrix products of one position in all blocks, attention scores left out."""
+    layers, width, _, _ = SIZES[size]
+    return 2 * layers * 12 * width * width
+
+
+def vocabulary_flops(size: str) -> int:
+    """Floating-point operations of one projection to the vocabulary."""
+    _, width, _, vocabulary = SIZES[size]
+    return 2 * width * vocabulary
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def median_seconds(run: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
+    """Median wall-clock seconds of ``run`` after one warm-up."""
+    run()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        run()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> float:
+    """Floating-point operations per second of a square matrix product on random data: the machine's own limit."""
+    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: left @ right, 5, device)
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_bytes(device: str = "cpu") -> int:
+    """The most memory this process ever held (on CUDA: that the allocator ever gave out)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_fresh_process(module: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs ``python -m module --job JSON`` and returns the JSON it prints last, so that peaks of memory don't mix."""
+    command = [sys.executable, "-m", module, "--job", json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What the numbers were measured on."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def show(title: str, rows: Sequence[dict[str, Any]], out: str | None, **facts: Any) -> None:
+    """Prints a table and, where a file is named, writes rows and facts to it as JSON."""
+    columns = list(rows[0])
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
+    print(f"\n{title}")
+    print("  ".join(column.rjust(width) for column, width in zip(columns, widths, strict=True)))
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    for key, value in facts.items():
+        print(f"{key}: {value}")
+    if out:
+        Path(out).write_text(json.dumps({"title": title, "rows": list(rows), **facts}, indent=2) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

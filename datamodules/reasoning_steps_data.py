@@ -1,0 +1,236 @@
+"""Training data for latent backbones: questions with written steps and answers, in batches of similar length."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.batching import LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
+from datamodules.gsm_symbolic import GSMSymbolic
+from datamodules.sources import GSM_SYMBOLIC, GoodRows, find_table, to_example, to_question
+from latent_tts.errors import UserError
+from latent_tts.problems import ReasoningExample, problem_id_from_question
+
+DEFAULT_TRAIN_SIZE = 10_000  # problems of gsm-symbolic in an epoch
+DEFAULT_VAL_SIZE = 500
+CACHED_EXAMPLES = 20_000
+
+
+class ReasoningStepsDataModule(LightningDataModule):
+    """Questions with written steps and answers; a batch is a `list[ReasoningExample]`.
+
+    A source is `gsm-symbolic` (generated offline), `gsm8k` (annotated solutions from the hub), `gsm8k-aug` (the hub's
+    GSM8K-Aug), a hub id `owner/name`, or a local .jsonl, .json, .csv or .parquet file. A table has the columns
+    question, steps and answer, or question and answer with GSM8K's `<<16-3=13>>` annotations in the answer; rows
+    without steps are left out, and their number is logged.
+
+    The training batches are a function of (seed, epoch), so a run resumed at an epoch's start sees the same data. The
+    epoch is set by the Trainer. With several devices every device takes its own batches, and equally many.
+
+    Args:
+        train: Source of the training examples; gsm-symbolic, gsm8k, gsm8k-aug, a hub id, or a file.
+        val: Source of the validation examples; null for none. Its questions are left out of training.
+        batch_size: Examples in a batch of one device (gradient accumulation comes on top).
+        seed: Seed of the training order, and of the problems that gsm-symbolic draws for training.
+        train_size: Training examples; for gsm-symbolic in each epoch (10,000 if null), for other sources at most.
+        val_size: Validation examples; for gsm-symbolic 500 if null, for other sources at most (all if null).
+        fresh_per_epoch: Whether gsm-symbolic draws new training problems in every epoch.
+        val_seed: Seed of the problems that gsm-symbolic draws for validation.
+        templates: Template ids that gsm-symbolic draws from; null for all whose solutions parse.
+        exclude: Files whose questions are left out of training too.
+        question_column: Column of the question, where a source doesn't call it so.
+        steps_column: Column of the steps, where a source doesn't call it so.
+        answer_column: Column of the answer, where a source doesn't call it so.
+        train_split: Split of a hub set to train on.
+        val_split: Split of a hub set to validate on.
+        hub_config: Configuration of a hub set, where it has several.
+        skip_bad_rows: Whether rows that can't be read are counted and left out, instead of stopping the run.
+        pool_batches: Batches that are sorted by length together; more make batches purer, fewer make them more mixed.
+        num_workers: Processes that prepare batches; 0 prepares them in the training process.
+    """
+
+    def __init__(
+        self,
+        train: str = GSM_SYMBOLIC,
+        val: str | None = GSM_SYMBOLIC,
+        batch_size: int = 32,
+        seed: int = 0,
+        train_size: int | None = None,
+        val_size: int | None = None,
+        fresh_per_epoch: bool = True,
+        val_seed: int = 1,
+        templates: list[int] | None = None,
+        exclude: list[str] | None = None,
+        question_column: str | None = None,
+        steps_column: str | None = None,
+        answer_column: str | None = None,
+        train_split: str = "train",
+        val_split: str = "validation",
+        hub_config: str | None = None,
+        skip_bad_rows: bool = False,
+        pool_batches: int = 16,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = (
+            True  # a small validation set may not reach every device
+        )
+        require_positive(batch_size=batch_size, pool_batches=pool_batches, train_size=train_size, val_size=val_size)
+        self.train, self.val = train, val
+        self.batch_size, self.pool_batches, self.num_workers = batch_size, pool_batches, num_workers
+        self.seed, self.val_seed, self.fresh_per_epoch = seed, val_seed, fresh_per_epoch
+        self.train_size, self.val_size, self.templates = train_size, val_size, templates
+        self.exclude, self.skip_bad_rows = tuple(exclude or ()), skip_bad_rows
+        self.train_split, self.val_split, self.hub_config = train_split, val_split, hub_config
+        self._columns = {
+            "question_column": question_column,
+            "steps_column": steps_column,
+            "answer_column": answer_column,
+        }
+        self.train_examples: ListedExamples | GeneratedExamples | None = None
+        self.val_examples: ListedExamples | None = None
+
+    def setup(self, stage: str) -> None:
+        """Reads the sources: validation for every stage, training only to fit."""
+        if self.val_examples is None and self.val == GSM_SYMBOLIC:
+            self.val_examples = self._generate_val()
+        elif self.val_examples is None and self.val is not None:
+            self.val_examples = self._read(self.val, self.val_split, self.val_size, "validation", ())
+        if stage != "fit" or self.train_examples is not None:
+            return
+        excluded = {problem_id_from_question(question) for question in self._excluded_questions()}
+        if self.train == GSM_SYMBOLIC:
+            self.train_examples = self._generate_train(excluded)
+        else:
+            self.train_examples = self._read(self.train, self.train_split, self.train_size, "training", excluded)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of similar length in an order of (seed, epoch)."""
+        examples = self.train_examples
+        assert examples is not None, "setup('fit') comes first"
+        sampler = LengthGroupedBatches(
+            num_items=len(examples),
+            length=examples.length,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            pool_batches=self.pool_batches,
+            fresh_per_epoch=self.fresh_per_epoch and isinstance(examples, GeneratedExamples),
+        )
+        return self._loader(examples, sampler)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Every validation example exactly once, over all devices together; longest batches first."""
+        if self.val_examples is None:
+            return []
+        lengths = [self.val_examples.length(i) for i in range(len(self.val_examples))]
+        return self._loader(self.val_examples, LengthSortedBatches(lengths, self.batch_size))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are text: there is nothing to move."""
+        return batch
+
+    def _loader(
+        self, examples: "ListedExamples | GeneratedExamples", sampler: LengthGroupedBatches | LengthSortedBatches
+    ) -> DataLoader[Any]:
+        # A sampler of index lists in place of a batch sampler: Lightning sets its epoch and puts no other on top.
+        return DataLoader(
+            examples, batch_size=None, sampler=sampler, num_workers=self.num_workers, collate_fn=unchanged
+        )
+
+    def _generate_train(self, excluded: Collection[str]) -> "GeneratedExamples":
+        problems = GSMSymbolic(self.seed, self.templates, "train", excluded)
+        examples = GeneratedExamples(problems, self.train_size or DEFAULT_TRAIN_SIZE)
+        for i in range(min(len(examples), 1000)):  # enough to know the rate; they stay in the cache
+            examples.length(i)
+        _log_left_out("training", problems.num_left_out, problems.num_drawn)
+        return examples
+
+    def _generate_val(self) -> "ListedExamples":
+        problems = GSMSymbolic(self.val_seed, self.templates, "validation")
+        examples = ListedExamples([problems.example(i) for i in range(self.val_size or DEFAULT_VAL_SIZE)])
+        _log_left_out("validation", problems.num_left_out, problems.num_drawn)
+        return examples
+
+    def _read(
+        self, source: str, split: str, size: int | None, name: str, excluded: Collection[str]
+    ) -> "ListedExamples":
+        table = find_table(source, split, self.hub_config, **self._columns)
+        rows = GoodRows(table, to_example, self.skip_bad_rows)
+        examples, num_without_steps = [], 0
+        for example in rows:
+            if example is None:
+                num_without_steps += 1
+            elif problem_id_from_question(example.question) not in excluded:
+                examples.append(example)
+                if len(examples) == size:
+                    break
+        _log_left_out(name, num_without_steps, rows.num_rows - len(rows.bad_rows))
+        rows.warn_of_bad_rows()
+        if not examples:
+            raise UserError(
+                f"{source!r} has no usable {name} example among its {rows.num_rows} rows (a row needs steps, or an "
+                "answer with <<...>> annotations, and a question that is not excluded): name another source"
+            )
+        return ListedExamples(examples)
+
+    def _excluded_questions(self) -> Iterator[str]:
+        if self.val_examples is not None:
+            yield from (example.question for example in self.val_examples.examples)
+        for file in self.exclude:
+            table = find_table(file, self.val_split, self.hub_config, **self._columns)
+            yield from GoodRows(table, to_question, self.skip_bad_rows)
+
+
+class ListedExamples(Dataset[list[ReasoningExample]]):
+    """Examples in memory, fetched by lists of indices."""
+
+    def __init__(self, examples: Sequence[ReasoningExample]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, indices: list[int]) -> list[ReasoningExample]:
+        return [self.examples[i] for i in indices]
+
+    def length(self, index: int) -> int:
+        """Characters of the example number `index`."""
+        return num_characters(self.examples[index])
+
+
+class GeneratedExamples(Dataset[list[ReasoningExample]]):
+    """Examples drawn when they are asked for; there are `size` in an epoch, but any index is valid."""
+
+    def __init__(self, problems: GSMSymbolic, size: int) -> None:
+        self.problems, self.size = problems, size
+        self._cache: dict[int, ReasoningExample] = {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, indices: list[int]) -> list[ReasoningExample]:
+        return [self._example(i) for i in indices]
+
+    def length(self, index: int) -> int:
+        """Characters of the example number `index`."""
+        return num_characters(self._example(index))
+
+    def _example(self, index: int) -> ReasoningExample:
+        if index not in self._cache:
+            if len(self._cache) >= CACHED_EXAMPLES:
+                self._cache.clear()
+            self._cache[index] = self.problems.example(index)
+        return self._cache[index]
+
+
+def num_characters(example: ReasoningExample) -> int:
+    """Length of question, steps and answer together, a stand-in for the number of tokens."""
+    return len(example.question) + sum(map(len, example.steps)) + len(example.answer)
+
+
+def _log_left_out(name: str, num_left_out: int, num: int) -> None:
+    share = num_left_out / max(num, 1)
+    rank_zero_info(f"{name} data: {num_left_out} of {num} solutions left out, no steps in them parse ({share:.1%})")

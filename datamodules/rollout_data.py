@@ -1,0 +1,163 @@
+"""Test problems for evaluation, streamed in batches of similar length."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any, get_args
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from datamodules.batching import length_sorted_batches, rank_and_world_size, require_positive, unchanged
+from datamodules.gsm_symbolic import GSMSymbolic, Split
+from datamodules.sources import GSM_SYMBOLIC, GoodRows, find_table, number_repeats, to_problem
+from latent_tts.errors import UserError
+from latent_tts.problems import Problem
+
+
+class RolloutDataModule(LightningDataModule):
+    """Problems to evaluate on, each with a stable id and its gold answer; a batch is a `list[Problem]`.
+
+    The batches depend on the data, `batch_size` and `sort_window` alone, whatever the number of devices and workers:
+    windows of the stream are sorted by length and cut, and batch i goes to device i % number of devices. No problem
+    is repeated to even out the devices, so some may take one batch less.
+
+    Local files are read through once before the run, so that a bad row is found before a model thinks; after `setup`,
+    `num_problems` is their number (None for sets on the hub, of which only the first row is looked at).
+
+    Where `is_done` is set (a function of the problem id, before the data loader is made), batches whose problems are
+    all done are left out; the other batches stay whole, as their composition must not change.
+
+    Args:
+        source: gsm-symbolic (generated offline), gsm8k, gsm_hard or multiarith (from the Hugging Face hub), the id of
+            another hub set (owner/name), or a local .jsonl, .json, .csv or .parquet file.
+        batch_size: Problems in a batch of one device.
+        limit: Number of problems to take, from the start; null takes all.
+        skip_bad_rows: Whether rows that can't be read are counted and left out, instead of stopping the run.
+        sort_window: Number of problems that are sorted by length together; 1 keeps the order of the data.
+        num_workers: Processes that read problems; 0 reads them in the main process.
+        question_column: Column of the question; null for the source's own, or `question`.
+        answer_column: Column of the gold answer; null for the source's own, or `answer`.
+        split: Split of a hub set, or of gsm-symbolic (train, validation or test); null for the source's own, or `test`.
+        hub_config: Configuration of a hub set; null for the source's own.
+        seed: Seed of the problems that gsm-symbolic draws.
+        size: Number of problems that gsm-symbolic draws.
+        templates: Template ids that gsm-symbolic draws from; null for all whose solutions parse.
+    """
+
+    def __init__(
+        self,
+        source: str = GSM_SYMBOLIC,
+        batch_size: int = 8,
+        limit: int | None = None,
+        skip_bad_rows: bool = False,
+        sort_window: int = 1024,
+        num_workers: int = 0,
+        question_column: str | None = None,
+        answer_column: str | None = None,
+        split: str | None = None,
+        hub_config: str | None = None,
+        seed: int = 0,
+        size: int = 500,
+        templates: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive(batch_size=batch_size, limit=limit, sort_window=sort_window, size=size)
+        self.source, self.limit = source, limit
+        self.batch_size, self.sort_window, self.num_workers = batch_size, sort_window, num_workers
+        self.num_problems: int | None = None
+        self.is_done: Callable[[str], bool] | None = None
+        self._rows: GoodRows[Problem] | None = None
+        self._problems: Iterable[Problem]
+        if source == GSM_SYMBOLIC:
+            self._problems = GeneratedProblems(GSMSymbolic(seed, templates, symbolic_split(split)), size)
+        else:
+            table = find_table(source, split, hub_config, question_column, answer_column)
+            self._problems = self._rows = GoodRows(table, to_problem, skip_bad_rows)
+
+    def problems(self) -> Iterator[Problem]:
+        """The problems one by one, in the order of the data."""
+        return islice(number_repeats(self._problems), self.limit)
+
+    def setup(self, stage: str) -> None:
+        """Reads local files through, and the first row of a hub set; bad input ends here."""
+        if self._rows is not None and self._rows.table.hub_id is not None:
+            next(self.problems())
+            return
+        self.num_problems = sum(1 for _ in self.problems())
+        self._report_bad_rows()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """This device's batches."""
+        rank, world_size = rank_and_world_size()
+        batches = ProblemBatches(
+            self._problems, self.batch_size, self.limit, self.sort_window, rank, world_size, self.is_done
+        )
+        return DataLoader(batches, batch_size=None, num_workers=self.num_workers, collate_fn=unchanged)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are text: there is nothing to move."""
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Says how many rows of a hub set were left out (with worker processes, only they know)."""
+        if self.num_problems is None:
+            self._report_bad_rows()
+
+    def _report_bad_rows(self) -> None:
+        if self._rows is not None:
+            self._rows.warn_of_bad_rows()
+
+
+class GeneratedProblems(Iterable[Problem]):
+    """The first `size` problems of GSM-Symbolic."""
+
+    def __init__(self, generator: GSMSymbolic, size: int) -> None:
+        self.generator, self.size = generator, size
+
+    def __iter__(self) -> Iterator[Problem]:
+        return (self.generator.problem(i) for i in range(self.size))
+
+
+class ProblemBatches(IterableDataset[list[Problem]]):
+    """The batches of one rank (shared out over its data-loader workers), as RolloutDataModule describes them."""
+
+    def __init__(
+        self,
+        problems: Iterable[Problem],
+        batch_size: int,
+        limit: int | None = None,
+        sort_window: int = 1024,
+        rank: int = 0,
+        world_size: int = 1,
+        is_done: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.problems, self.batch_size, self.limit, self.sort_window = problems, batch_size, limit, sort_window
+        self.rank, self.world_size, self.is_done = rank, world_size, is_done
+
+    def __iter__(self) -> Iterator[list[Problem]]:
+        worker = get_worker_info()
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        problems = islice(number_repeats(self.problems), self.limit)
+        plan = length_sorted_batches(problems, self.batch_size, _num_characters, self.sort_window)
+        of_this_rank = islice(plan, self.rank, None, self.world_size)
+        left = (batch for batch in of_this_rank if not self._all_done(batch))
+        yield from islice(left, worker_id, None, num_workers)  # of what is left: workers take turns, so the order stays
+
+    def _all_done(self, batch: list[Problem]) -> bool:
+        return self.is_done is not None and all(self.is_done(problem.problem_id) for problem in batch)
+
+
+def symbolic_split(split: str | None) -> Split:
+    """The split of gsm-symbolic that an option names.
+
+    Raises:
+        UserError: There is no such split.
+    """
+    if split is not None and split not in get_args(Split):
+        raise UserError(f"gsm-symbolic has no split {split!r}: choose from {', '.join(get_args(Split))}")
+    return split or "test"  # type: ignore[return-value]
+
+
+def _num_characters(problem: Problem) -> int:
+    return len(problem.question)

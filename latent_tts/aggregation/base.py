@@ -1,0 +1,165 @@
+"""What every aggregation shares: the result, the interface, and the reduction of step scores to one score a rollout.
+
+An aggregation turns the N rollouts of one problem into one answer. `choose` is what a user would run;
+`expected_accuracy` is how good that choice is when only k of the N rollouts had been drawn: the mean over the k-subsets
+of the N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_tts.answers import answer_key
+from latent_tts.errors import UserError
+
+StepReduction = Literal["sum", "mean", "min", "last", "product"]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The choice of an aggregation for one problem."""
+
+    answer: float | None
+    """The chosen answer; None where no rollout has one (or the chosen rollout has none)."""
+    index: int | None
+    """The rollout that gave it, counted from 0; None where no rollout could be chosen."""
+    weights: dict[float, float] | None
+    """What each distinct answer (by `answer_key`) gathered, in votes or shares of weight; None where nothing is."""
+
+
+class Aggregation(Protocol):
+    """One way to turn N rollouts of a problem into one answer."""
+
+    @property
+    def name(self) -> str:
+        """The key under which results are reported."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether `scores` must be given."""
+
+    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> Aggregate:
+        """Choose one answer.
+
+        Args:
+            answers: the N parsed answers, None where there is none.
+            scores: (N, T) step scores, any real numbers; None where the aggregation needs none.
+            mask: (N, T) true where a step exists; None for all.
+        """
+
+    def expected_accuracy(
+        self,
+        answers: Sequence[float | None],
+        correct: Sequence[bool],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        ks: Sequence[int],
+        rng_key: int = 0,
+    ) -> list[float]:
+        """Mean correctness of the choice over the k-subsets of the N rollouts, for every k of `ks`.
+
+        `rng_key` seeds the draw of subsets where there are too many to list (a function of the problem, so that the
+        result is the same in every run); aggregations with a closed form ignore it.
+        """
+
+
+def k_grid(num_rollouts: int) -> list[int]:
+    """The values of k at which curves are reported: the powers of two up to N, and N itself.
+
+    >>> k_grid(12)
+    [1, 2, 4, 8, 12]
+    """
+    if num_rollouts < 1:
+        raise UserError(f"the number of rollouts is {num_rollouts}: it must be at least 1")
+    return [2**i for i in range(num_rollouts.bit_length()) if 2**i < num_rollouts] + [num_rollouts]
+
+
+def check_ks(ks: Sequence[int], num_rollouts: int) -> None:
+    """Raise a UserError unless every k is between 1 and the number of rollouts."""
+    for k in ks:
+        if not 1 <= k <= num_rollouts:
+            raise UserError(f"k = {k} is out of reach with {num_rollouts} rollouts: use 1 <= k <= {num_rollouts}")
+
+
+def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: StepReduction = "sum") -> Tensor:
+    """Reduce step scores (..., N, T) over the valid steps to one score a rollout (..., N), float64.
+
+    Scores are unbounded logits. `product` is therefore the product of the step probabilities sigmoid(score), kept as
+    its logarithm, the sum of logsigmoid(score): the order is that of the product, and exp() of it is the product
+    itself. `sum` and `product` depend on the number of steps; where rollouts think for different lengths, `mean` does
+    not. A rollout without a valid step gets -inf: it ranks behind every scored one.
+
+    Raises:
+        UserError: an unknown reduction, a mask of another shape, a score of a valid step that is not finite.
+    """
+    if reduction not in get_args(StepReduction):
+        known = ", ".join(get_args(StepReduction))
+        raise UserError(f"step score reduction '{reduction}' is unknown: use one of {known}")
+    scores = scores.detach().double()
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
+    if mask.shape != scores.shape:
+        raise UserError(f"scores have shape {tuple(scores.shape)}, but their mask has shape {tuple(mask.shape)}")
+    if not torch.isfinite(scores[mask]).all():
+        raise UserError("a step score is not finite: check the reward model for NaN or infinite outputs")
+    count = mask.sum(-1)  # (..., N)
+    scores = torch.where(mask, scores, 0.0)
+    if reduction == "min":
+        reduced = torch.where(mask, scores, torch.inf).amin(-1)
+    elif reduction == "last":
+        steps = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
+        reduced = scores.gather(-1, (steps * mask).argmax(-1, keepdim=True)).squeeze(-1)
+    elif reduction == "product":
+        reduced = torch.where(mask, torch.nn.functional.logsigmoid(scores), 0.0).sum(-1)
+    else:
+        reduced = scores.sum(-1) / (count.clamp_min(1) if reduction == "mean" else 1)
+    return torch.where(count > 0, reduced, -torch.inf)
+
+
+def rollout_scores(
+    name: str, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None, reduction: StepReduction
+) -> np.ndarray:
+    """Check the scores of one problem, (N, T), and reduce them to (N,) float64."""
+    if scores is None:
+        raise UserError(f"{name} needs step scores: give a reward model, or leave this aggregation out")
+    if scores.ndim != 2 or scores.shape[0] != len(answers):
+        needed = f"({len(answers)}, steps)"
+        raise UserError(f"scores have shape {tuple(scores.shape)}: {len(answers)} rollouts need {needed}")
+    return reduce_step_scores(scores, mask, reduction).cpu().numpy()
+
+
+def score_order(scores: np.ndarray) -> np.ndarray:
+    """Rollout indices from the best score to the worst; the lower index comes first among equal scores."""
+    return np.argsort(-scores, kind="stable")
+
+
+def answer_classes(answers: Sequence[float | None]) -> tuple[np.ndarray, list[float]]:
+    """Group equal answers.
+
+    Returns:
+        classes: (N,) int, the class of each rollout, -1 for None; classes are numbered in order of appearance.
+        keys: the `answer_key` of each class.
+    """
+    if not len(answers):
+        raise UserError("there is no rollout to aggregate: use at least 1 rollout a problem")
+    numbers: dict[float, int] = {}
+    classes = [-1 if answer is None else numbers.setdefault(answer_key(answer), len(numbers)) for answer in answers]
+    return np.array(classes), list(numbers)
+
+
+def class_credits(classes: np.ndarray, correct: Sequence[bool], num_classes: int) -> np.ndarray:
+    """What it is worth when a class wins: the share of its rollouts that are right, (C,) float64.
+
+    It is 0 or 1 where correctness and grouping use one equality; under the strict rule of the published code a class
+    may hold right and wrong spellings of one value, and its answer is that of any member with equal chance.
+    """
+    if len(correct) != len(classes):
+        raise UserError(f"there are {len(classes)} answers but {len(correct)} correctness marks: give one each")
+    voters = classes >= 0
+    right = np.bincount(classes[voters], weights=np.asarray(correct, dtype=float)[voters], minlength=num_classes)
+    return right / np.bincount(classes[voters], minlength=num_classes)

@@ -1,0 +1,107 @@
+"""Hybrid: rank by score, then vote among the best.
+
+Of the k rollouts, those with an answer are ranked by reduced score; the best `keep` share of them (rounded up) vote,
+one vote each; ties go to the answer whose best-ranked rollout is better. This is the vote among the top-ranked
+solutions of Cobbe et al. 2021 (arXiv 2110.14168, section 4.3), where a verifier first discards what it trusts least and
+the vote then averages out its errors. `keep` = 1 is majority voting with ties broken by score; a tiny `keep` is
+best-of-N over parsed answers.
+
+Score ties: the lowest rollout index ranks first. A None never votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from latent_tts.aggregation.base import (
+    Aggregate,
+    StepReduction,
+    answer_classes,
+    check_ks,
+    class_credits,
+    rollout_scores,
+    score_order,
+)
+from latent_tts.aggregation.subsets import subsets
+from latent_tts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Majority voting among the best-scored rollouts."""
+
+    reduction: StepReduction = "sum"
+    """How the step scores of a rollout become one score."""
+    keep: float = 0.5
+    """The share of the rollouts with an answer that vote, in (0, 1]."""
+
+    needs_scores = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise UserError(f"hybrid aggregation has keep = {self.keep}: it must be in (0, 1]")
+
+    @property
+    def name(self) -> str:
+        """`hybrid`, with what differs from the defaults appended."""
+        parts = ["hybrid"] + [self.reduction] * (self.reduction != "sum")
+        return "_".join(parts + [f"keep{self.keep:g}"] * (self.keep != 0.5))
+
+    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
+        """The winner among the kept; `weights` are their votes, `index` its best rollout. See `Aggregation.choose`."""
+        classes, keys = answer_classes(answers)
+        order = score_order(rollout_scores(self.name, answers, scores, mask, self.reduction))
+        if not keys:
+            return Aggregate(None, None, {})
+        place, votes = vote_among_best(classes[order][None], self.keep, len(keys))
+        index = int(order[place[0]])
+        return Aggregate(answers[index], index, {key: float(v) for key, v in zip(keys, votes[0], strict=True) if v})
+
+    def expected_accuracy(
+        self,
+        answers: Sequence[float | None],
+        correct: Sequence[bool],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        ks: Sequence[int],
+        rng_key: int = 0,
+    ) -> list[float]:
+        """Mean over all k-subsets where they can be listed, else over drawn ones. See `Aggregation`."""
+        check_ks(ks, len(answers))
+        classes, keys = answer_classes(answers)
+        credit = np.append(class_credits(classes, correct, len(keys)), 0.0)  # class -1, no voter at all, is worth 0
+        ranked = classes[score_order(rollout_scores(self.name, answers, scores, mask, self.reduction))]
+        if not credit.any():
+            return [0.0] * len(ks)
+        accuracy = []
+        for places in subsets(len(answers), ks, rng_key):  # (S, k) places in the ranking, ascending: best first
+            drawn = ranked[places]
+            winner, _ = vote_among_best(drawn, self.keep, len(keys))
+            accuracy.append(float(credit[drawn[np.arange(len(drawn)), winner]].mean()))
+        return accuracy
+
+
+def vote_among_best(classes: np.ndarray, keep: float, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vote among the first `keep` share of the voters of each subset.
+
+    Args:
+        classes: (S, k) class of each rollout, best-scored first, -1 where it never votes.
+        keep: share of the voters that are kept, rounded up.
+        num_classes: C.
+
+    Returns:
+        place: (S,) the place in 0..k-1 of the best-scored rollout of the winning class (that of a None where
+            nobody votes).
+        votes: (S, C) votes of the kept.
+    """
+    voters = classes >= 0
+    quota = np.ceil(keep * voters.sum(1, keepdims=True) - 1e-9)
+    kept = voters & (np.cumsum(voters, axis=1) <= quota)  # (S, k)
+    cells = np.arange(len(classes))[:, None] * num_classes + np.where(kept, classes, 0)
+    votes = np.bincount(cells.ravel(), weights=kept.ravel(), minlength=len(classes) * num_classes)
+    own_votes = np.where(kept, votes[cells], -1.0)
+    return own_votes.argmax(1), votes.reshape(len(classes), num_classes)  # argmax: the best-ranked among the most voted

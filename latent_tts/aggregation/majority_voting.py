@@ -1,0 +1,144 @@
+"""Majority voting: the answer that most rollouts reached.
+
+Ties: `choose` takes the tied answer that the lowest rollout index reached; `expected_accuracy` shares the credit
+equally among the tied answers, which is the mean of that rule over the orders of the rollouts. A None never votes; a
+subset of only Nones is wrong.
+
+The expectation is exact. Draw k of the N rollouts without replacement; class i (an answer that n_i rollouts share) is
+seen X_i times. Give every class an independent uniform priority that decides ties. Class c with X_c = j and priority y
+wins if every other class has X_i < j, or X_i = j and a lower priority (chance y). With P_i(x) = sum_m C(n_i, m) x^m the
+generating function of class i, cut off above m = j and its last term times y,
+
+    P(c wins) = 1 / C(N, k) * sum_j C(n_c, j) * integral_0^1 [x^(k-j)] prod_{i != c} P_i(x; j, y) dy.
+
+The integrand is a polynomial in y, so Gauss-Legendre nodes integrate it exactly. Each C(n_i, m) is replaced by the
+binomial probability C(n_i, m) p^m (1-p)^(n_i-m) with p = k/N: the factor p^k (1-p)^(N-k) is common to numerator and
+denominator, and no term overflows or cancels (all are positive).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from latent_tts.aggregation.base import Aggregate, answer_classes, check_ks, class_credits
+
+
+@dataclass(frozen=True)
+class MajorityVoting:
+    """One rollout, one vote. Needs no scores."""
+
+    name = "majority_voting"
+    needs_scores = False
+
+    def choose(
+        self, answers: Sequence[float | None], scores: Tensor | None = None, mask: Tensor | None = None
+    ) -> Aggregate:
+        """The answer with the most votes; `weights` are the votes. See `Aggregation.choose`."""
+        classes, keys = answer_classes(answers)
+        if not keys:
+            return Aggregate(None, None, {})
+        votes = np.bincount(classes[classes >= 0])
+        winner = int(votes.argmax())  # classes are numbered by first appearance: argmax takes the lowest rollout index
+        index = int((classes == winner).argmax())
+        return Aggregate(answers[index], index, dict(zip(keys, votes.astype(float).tolist(), strict=True)))
+
+    def expected_accuracy(
+        self,
+        answers: Sequence[float | None],
+        correct: Sequence[bool],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        ks: Sequence[int],
+        rng_key: int = 0,
+    ) -> list[float]:
+        """Exact mean over all k-subsets (module docstring). See `Aggregation.expected_accuracy`."""
+        check_ks(ks, len(answers))
+        classes, keys = answer_classes(answers)
+        credit = class_credits(classes, correct, len(keys))
+        sizes = np.bincount(classes[classes >= 0], minlength=len(keys))
+        blanks = int((classes < 0).sum())
+        accuracy = np.zeros(len(ks))
+        for c in np.flatnonzero(credit):
+            others = np.sort(np.delete(sizes, c)).tolist()
+            accuracy += credit[c] * np.array([win_probability(int(sizes[c]), others, blanks, k) for k in ks])
+        return accuracy.clip(0, 1).tolist()
+
+
+def win_probability(size: int, others: list[int], blanks: int, k: int) -> float:
+    """Chance that a class of `size` rollouts wins the vote among k drawn without replacement, ties shared equally.
+
+    Args:
+        size: rollouts of the class, at least 1.
+        others: sizes of the other classes.
+        blanks: rollouts that never vote.
+        k: rollouts drawn, 1 <= k <= N = size + sum(others) + blanks.
+    """
+    total = size + sum(others) + blanks
+    largest = max(others, default=0)
+    if k == total:
+        return 0.0 if largest > size else 1.0 / (1 + others.count(size))
+    mine = _binomial(size, k / total, k)
+    rest = _binomial(total - size, k / total, k)
+    unreachable = np.arange(largest + 1, min(size, k) + 1)  # counts that no other class can tie
+    won = float((mine[unreachable] * rest[k - unreachable]).sum())
+    won += _contested(mine, min(size, largest, k), others, blanks, k, k / total)
+    return won / float(_binomial(total, k / total, k)[k])
+
+
+def _contested(mine: np.ndarray, top: int, others: list[int], blanks: int, k: int, rate: float) -> float:
+    """Probability of winning with a count of 1..top, where other classes can tie or win."""
+    if top < 1:
+        return 0.0
+    counts, priorities, weights = _rows(top, others, k)
+    first_row = np.searchsorted(counts, np.arange(top + 2))  # rows are sorted by count
+    product = np.broadcast_to(_binomial(blanks, rate, k), (len(counts), k + 1))  # (rows, degree)
+    for size in others:
+        terms = _binomial(size, rate, k)
+        longer = terms[0] * product
+        for m in range(1, min(size, top) + 1):
+            rows, tied = slice(first_row[m], None), first_row[m + 1] - first_row[m]
+            factors = np.full(len(counts) - first_row[m], terms[m])
+            factors[:tied] *= priorities[rows][:tied]  # rows with count m: a tie, lost with chance 1 - y
+            longer[rows, m:] += factors[:, None] * product[rows, : k + 1 - m]
+        product = longer
+    return float((weights * mine[counts] * product[np.arange(len(counts)), k - counts]).sum())
+
+
+def _rows(top: int, others: list[int], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One row for each count j = 1..top and each node y of its quadrature: (counts, priorities, weights)."""
+    counts, priorities, weights = [], [], []
+    for j in range(1, top + 1):
+        max_ties = min(sum(size >= j for size in others), (k - j) // j)
+        nodes, node_weights = _gauss_legendre(max_ties // 2 + 1)
+        counts.append(np.full(len(nodes), j))
+        priorities.append(nodes)
+        weights.append(node_weights)
+    return np.concatenate(counts), np.concatenate(priorities), np.concatenate(weights)
+
+
+@lru_cache(maxsize=1024)
+def _gauss_legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on (0, 1), exact for polynomials up to degree 2 * num_nodes - 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    return (nodes + 1) / 2, weights / 2
+
+
+@lru_cache(maxsize=4096)
+def _binomial(n: int, rate: float, top: int) -> np.ndarray:
+    """C(n, m) rate^m (1 - rate)^(n - m) for m = 0..top, 0 where m > n; 0 < rate < 1."""
+    m = np.arange(min(n, top) + 1)
+    log_factorial = _log_factorials(n + 1)
+    log_choose = log_factorial[n] - log_factorial[m] - log_factorial[n - m]
+    terms = np.exp(log_choose + m * math.log(rate) + (n - m) * math.log1p(-rate))
+    return np.pad(terms, (0, top + 1 - len(m)))
+
+
+@lru_cache(maxsize=4096)
+def _log_factorials(count: int) -> np.ndarray:
+    return np.array([math.lgamma(i + 1) for i in range(count)])

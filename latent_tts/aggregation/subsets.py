@@ -1,0 +1,45 @@
+"""The k-subsets of N rollouts: all of them where they can be listed, else a fixed number drawn by the problem's key."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+MAX_LISTED = 20_000
+"""Subsets are listed up to this many: every k of N = 16 is exact."""
+NUM_DRAWN = 512
+"""Beyond, this many subsets are drawn: a standard error of at most 0.022 for one problem, 0.001 for 500 of them."""
+
+
+def subsets(num_rollouts: int, ks: Sequence[int], rng_key: int) -> Iterator[np.ndarray]:
+    """For every k, rollout indices (S, k) of the subsets over which the mean is taken; indices ascend within a row.
+
+    Drawn subsets are the first k entries of random permutations, one set of permutations for all k, so that a curve
+    over k is smooth. The permutations depend on (rng_key, N) alone, through a bit generator whose stream numpy keeps
+    fixed.
+    """
+    order: np.ndarray | None = None
+    for k in ks:
+        if math.comb(num_rollouts, k) <= MAX_LISTED:
+            yield _listed(num_rollouts, k)
+        else:
+            order = _permutations(num_rollouts, rng_key) if order is None else order
+            yield np.sort(order[:, :k], axis=1)
+
+
+@lru_cache(maxsize=32)
+def _listed(num_rollouts: int, k: int) -> np.ndarray:
+    flat = np.fromiter(itertools.chain.from_iterable(itertools.combinations(range(num_rollouts), k)), dtype=np.int32)
+    listed = flat.reshape(-1, k)
+    listed.setflags(write=False)  # shared by all callers through the cache
+    return listed
+
+
+def _permutations(num_rollouts: int, rng_key: int) -> np.ndarray:
+    """(NUM_DRAWN, N): each row a uniform permutation of the rollouts."""
+    draws = np.random.Philox(key=rng_key % 2**64).random_raw(NUM_DRAWN * num_rollouts)
+    return np.argsort(draws.reshape(NUM_DRAWN, num_rollouts), axis=1, kind="stable").astype(np.int32)

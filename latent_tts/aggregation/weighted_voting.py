@@ -1,0 +1,124 @@
+"""Score-weighted voting: every rollout votes for its answer with a weight made from its reduced score.
+
+    softmax: weight_n = exp(score_n / temperature), normalised over the voters (the default)
+    sigmoid: weight_n = sigmoid(score_n / temperature)
+
+Both are positive for scores of any sign, so a badly scored rollout counts little and never against its own answer.
+Softmax follows the contrastive loss, in which only differences of scores mean something: adding a constant to all
+scores changes nothing. Sigmoid fits scores trained as logits of being right. A high temperature approaches majority
+voting, a low one (under softmax) best-of-N. With reduction `product`, softmax at temperature 1 weighs a rollout by the
+product of its step probabilities.
+
+Ties (weights equal to 1e-9): as in majority voting, `choose` takes the answer of the lowest rollout index,
+`expected_accuracy` shares the credit equally. A None never votes. A rollout without a score (no valid step) has weight
+0, unless no voter has a score: then all have the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from torch import Tensor
+
+from latent_tts.aggregation.base import (
+    Aggregate,
+    StepReduction,
+    answer_classes,
+    check_ks,
+    class_credits,
+    rollout_scores,
+)
+from latent_tts.aggregation.subsets import subsets
+from latent_tts.errors import UserError
+
+Weighting = Literal["softmax", "sigmoid"]
+TIE = 1e-9
+
+
+@dataclass(frozen=True)
+class WeightedVoting:
+    """Votes weighted by score."""
+
+    reduction: StepReduction = "sum"
+    """How the step scores of a rollout become one score."""
+    weighting: Weighting = "softmax"
+    """How a score becomes a weight (module docstring)."""
+    temperature: float = 1.0
+    """Scores are divided by it first; above 0."""
+
+    needs_scores = True
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"weighted voting has temperature {self.temperature}: it must be above 0")
+        if self.weighting not in get_args(Weighting):
+            raise UserError(f"weighting '{self.weighting}' is unknown: use one of {', '.join(get_args(Weighting))}")
+
+    @property
+    def name(self) -> str:
+        """`weighted_voting`, with what differs from the defaults appended."""
+        parts = ["weighted_voting"] + [self.reduction] * (self.reduction != "sum")
+        parts += [self.weighting] * (self.weighting != "softmax")
+        return "_".join(parts + [f"t{self.temperature:g}"] * (self.temperature != 1.0))
+
+    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
+        """The answer with the most weight; `weights` are shares that sum to 1. See `Aggregation.choose`."""
+        classes, keys = answer_classes(answers)
+        log_weights = self._log_weights(answers, scores, mask)
+        if not keys:
+            return Aggregate(None, None, {})
+        gathered = gathered_weights(classes[None], log_weights[None], len(keys))[0]  # (C,)
+        winner = int((gathered >= gathered.max() * (1 - TIE)).argmax())
+        index = int((classes == winner).argmax())
+        return Aggregate(answers[index], index, dict(zip(keys, (gathered / gathered.sum()).tolist(), strict=True)))
+
+    def expected_accuracy(
+        self,
+        answers: Sequence[float | None],
+        correct: Sequence[bool],
+        scores: Tensor | None,
+        mask: Tensor | None,
+        ks: Sequence[int],
+        rng_key: int = 0,
+    ) -> list[float]:
+        """Mean over all k-subsets where they can be listed, else over drawn ones. See `Aggregation`."""
+        check_ks(ks, len(answers))
+        classes, keys = answer_classes(answers)
+        credit = class_credits(classes, correct, len(keys))
+        log_weights = self._log_weights(answers, scores, mask)
+        if not credit.any():
+            return [0.0] * len(ks)
+        accuracy = []
+        for rows in subsets(len(answers), ks, rng_key):  # (S, k)
+            gathered = gathered_weights(classes[rows], log_weights[rows], len(keys))
+            winners = (gathered >= gathered.max(1, keepdims=True) * (1 - TIE)) & (gathered > 0)  # (S, C)
+            accuracy.append(float((winners @ credit / winners.sum(1).clip(1)).mean()))
+        return accuracy
+
+    def _log_weights(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
+        scaled = rollout_scores(self.name, answers, scores, mask, self.reduction) / self.temperature
+        return scaled if self.weighting == "softmax" else -np.logaddexp(0.0, -scaled)  # log sigmoid
+
+
+def gathered_weights(classes: np.ndarray, log_weights: np.ndarray, num_classes: int) -> np.ndarray:
+    """Sum the weights of each answer class in each subset, scaled so that the largest single weight of a subset is 1.
+
+    Args:
+        classes: (S, k) class of each rollout of each subset, -1 where it never votes.
+        log_weights: (S, k) log weight, -inf for none.
+        num_classes: C.
+
+    Returns:
+        (S, C) float64; all zero in a subset without a voter.
+    """
+    voters = classes >= 0
+    log_weights = np.where(voters, log_weights, -np.inf)
+    largest = log_weights.max(1, keepdims=True)  # (S, 1)
+    unscored = np.isneginf(largest)
+    weights = np.exp(np.where(unscored, 0.0, log_weights) - np.where(unscored, 0.0, largest)) * voters
+    cells = np.arange(len(classes))[:, None] * num_classes + np.where(voters, classes, 0)
+    summed = np.bincount(cells.ravel(), weights=weights.ravel(), minlength=len(classes) * num_classes)
+    return summed.reshape(len(classes), num_classes)

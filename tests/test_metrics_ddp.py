@@ -1,0 +1,81 @@
+"""Two gloo processes with uneven numbers of problems give what one process gives."""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from latent_tts.metrics import (
+    AggregationAccuracy,
+    BootstrapIntervals,
+    Coverage,
+    Diversity,
+    InvalidAnswerRate,
+    PairwiseRankingAccuracy,
+    RecallAt1,
+    ScoreCalibration,
+    StepScoreCorrelation,
+)
+
+NUM_PROBLEMS = 11
+
+
+def results_over(problems):
+    """Every metric, updated with the given problems of one fixed data set; all results as one flat array."""
+    rng = np.random.default_rng(0)
+    scores, values = (torch.from_numpy(rng.random((NUM_PROBLEMS, 5, 3))) for _ in range(2))
+    correct = torch.from_numpy(rng.random((NUM_PROBLEMS, 5)) < 0.4)
+    lengths = torch.from_numpy(rng.integers(1, 4, (NUM_PROBLEMS, 5, 1)))
+    answers = [[0.0 if c else None for c in row] for row in correct.tolist()]
+    mask = torch.arange(3) < lengths
+    coverage, accuracy = Coverage([1, 2, 5]), AggregationAccuracy([1, 5, 8])
+    invalid, diversity = InvalidAnswerRate(), Diversity(3)
+    recall, pairwise = RecallAt1(), PairwiseRankingAccuracy(3)
+    calibration, correlation = ScoreCalibration(4), StepScoreCorrelation(3)
+    intervals = BootstrapIntervals(["x", "y", "z"], num_replicates=100)
+    for i in problems:
+        one = slice(i, i + 1)
+        coverage.update(correct[one])
+        accuracy.update(scores[one, 0])
+        invalid.update(answers[one])
+        diversity.update(values[one, 0])
+        recall.update(scores[one], correct[one], mask[one], answers[one])
+        pairwise.update(scores[one], correct[one], mask[one])
+        calibration.update(scores[one], values[one], mask[one])
+        correlation.update(scores[one], values[one], mask[one])
+        intervals.update([f"p{i}"], scores[one, 0])
+    drawn = intervals.compute()
+    flat = [*coverage.compute().values(), *accuracy.compute().values(), invalid.compute().item()]
+    for metric in (diversity, recall, pairwise, calibration, correlation):
+        flat += [x for value in metric.compute().values() for x in value.flatten().tolist()]
+    return np.concatenate([flat, drawn.means, drawn.replicates.ravel()])
+
+
+def work(rank, port, splits, queue):
+    """One process of two: for every split, its share of the problems, then the synchronised results."""
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    queue.put((rank, [results_over(shares[rank]) for shares in splits]))
+    dist.destroy_process_group()
+
+
+def test_two_processes_equal_one_however_uneven_their_shares():
+    splits = [(range(7), range(7, 11)), (range(11), range(0))]  # 7 and 4 problems; 11 and none
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = mp.get_context("spawn").SimpleQueue()
+    processes = mp.spawn(work, args=(port, splits, queue), nprocs=2, join=False)
+    while not processes.join():  # raises what a process raised
+        pass
+    alone = results_over(range(NUM_PROBLEMS))
+    for _ in range(2):
+        _, results = queue.get()
+        for result in results:
+            assert np.allclose(result, alone, rtol=1e-12, atol=1e-12, equal_nan=True)

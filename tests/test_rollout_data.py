@@ -1,0 +1,186 @@
+"""The stream of test problems: every problem once, in the same batches whatever the number of ranks and workers."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from datamodules import RolloutDataModule
+from datamodules.batching import length_sorted_batches
+from datamodules.rollout_data import ProblemBatches
+from latent_tts.errors import UserError
+from latent_tts.problems import Problem
+
+PROBLEMS = [Problem(f"id{i}", "x" * (1 + (i * 37) % 101), float(i)) for i in range(83)]
+
+
+def plan(**options) -> list[list[Problem]]:
+    return list(ProblemBatches(PROBLEMS, **({"batch_size": 4, "sort_window": 24} | options)))
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{i} " * (i % 7 + 1), "answer": i}) + "\n" for i in range(30)))
+    return str(path)
+
+
+# ---- the batch plan
+
+
+def test_windows_are_sorted_longest_first():
+    """Written out by hand: windows of 4, batches of 2."""
+    batches = list(length_sorted_batches([3, 1, 4, 1, 5, 9, 2, 6, 5], 2, lambda item: item, sort_window=5))
+    assert batches == [[4, 3], [1, 1], [9, 6], [5, 2], [5]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 50])
+def test_batches_do_not_depend_on_the_number_of_ranks(world_size):
+    shares = [plan(rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert [shares[i % world_size][i // world_size] for i in range(len(plan()))] == plan()
+    assert Counter(p for share in shares for batch in share for p in batch) == Counter(PROBLEMS)
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_workers_share_the_batches_out_without_duplicates(source, num_workers):
+    expected = list(RolloutDataModule(source, batch_size=4).predict_dataloader())
+    assert list(RolloutDataModule(source, batch_size=4, num_workers=num_workers).predict_dataloader()) == expected
+
+
+def test_a_limit_takes_the_first_problems():
+    assert {p.problem_id for batch in plan(limit=10) for p in batch} == {f"id{i}" for i in range(10)}
+    assert {p.problem_id for batch in plan(limit=1000) for p in batch} == {p.problem_id for p in PROBLEMS}
+
+
+def test_finished_batches_are_left_out_and_the_others_stay_whole():
+    """For any set of finished problems and any number of ranks: exactly the batches with something left to do."""
+    done = {f"id{i}" for i in range(83) if i % 3 or i > 40}
+    expected = [batch for batch in plan() if not {p.problem_id for p in batch} <= done]
+    assert 0 < len(expected) < len(plan())
+    assert plan(is_done=done.__contains__) == expected
+    halves = [plan(is_done=done.__contains__, rank=rank, world_size=2) for rank in range(2)]
+    assert sorted(map(str, halves[0] + halves[1])) == sorted(map(str, expected))
+    assert plan(is_done=lambda problem_id: True) == []
+
+
+# ---- the data module
+
+
+class Recorder(LightningModule):
+    """Writes the ids of every batch that it is given to a file of its rank."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.layer = torch.nn.Linear(1, 1)
+
+    def predict_step(self, batch: list[Problem]) -> None:
+        assert all(isinstance(problem, Problem) for problem in batch)
+        with (self.folder / f"rank{self.global_rank}.txt").open("a") as file:
+            file.write(" ".join(problem.problem_id for problem in batch) + "\n")
+
+
+def predict(tmp_path: Path, data: RolloutDataModule, **options) -> list[str]:
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet, **options)
+    trainer.predict(Recorder(tmp_path), datamodule=data, return_predictions=False)
+    return [line for path in sorted(tmp_path.glob("rank*.txt")) for line in path.read_text().splitlines()]
+
+
+def test_a_trainer_sees_every_problem_once(tmp_path, source):
+    data = RolloutDataModule(source, batch_size=4)
+    lines = predict(tmp_path, data, devices=1)
+    assert data.num_problems == 30
+    assert lines == [" ".join(p.problem_id for p in batch) for batch in data.predict_dataloader()]
+
+
+def test_two_processes_see_every_problem_once_in_the_same_batches(tmp_path, source):
+    """Lightning adds no sampler of its own, and 8 batches of 30 problems are 4 on each rank."""
+    lines = predict(tmp_path, RolloutDataModule(source, batch_size=4), devices=2, strategy="ddp_fork")
+    alone = RolloutDataModule(source, batch_size=4).predict_dataloader()
+    batches = [" ".join(p.problem_id for p in batch) for batch in alone]
+    assert lines == batches[0::2] + batches[1::2]
+
+
+def test_the_offline_default_is_stable():
+    """Same ids in another object; another seed gives other problems; sizes nest."""
+    problems = list(RolloutDataModule(size=20).problems())
+    assert list(RolloutDataModule(size=20).problems()) == problems
+    assert list(RolloutDataModule(size=25).problems())[:20] == problems
+    assert list(RolloutDataModule(limit=20).problems()) == problems
+    other = {problem.problem_id for problem in RolloutDataModule(size=20, seed=1).problems()}
+    assert not other & {problem.problem_id for problem in problems}
+    assert len({problem.problem_id for problem in problems}) == 20
+
+
+def test_repeated_questions_keep_both_results_apart(tmp_path):
+    path = tmp_path / "repeats.jsonl"
+    path.write_text('{"question": "a?", "answer": 1}\n' * 3)
+    first, second, third = [p.problem_id for p in RolloutDataModule(str(path)).problems()]
+    assert (second, third) == (f"{first}-2", f"{first}-3")
+
+
+def test_setup_finds_a_bad_row_before_the_run_and_counts_the_skipped(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "a?", "answer": 1}\n{"question": "b?", "answer": "none"}\n')
+    with pytest.raises(UserError, match=r"line 2: the answer 'none'"):
+        RolloutDataModule(str(path)).setup("predict")
+    data = RolloutDataModule(str(path), skip_bad_rows=True)
+    with pytest.warns(UserWarning, match=r"1 of 2 rows of .* left out, the first: .*line 2"):
+        data.setup("predict")
+    assert data.num_problems == 1
+    limited = RolloutDataModule(str(path), limit=1)
+    limited.setup("predict")  # what is not asked for is not read
+    assert limited.num_problems == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit": 0}, {"batch_size": 0}, {"batch_size": -3}, {"sort_window": 0}, {"size": 0}]
+)
+def test_numbers_below_one_are_refused(options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(UserError, match=f"{name} must be at least 1, got {value}"):
+        RolloutDataModule(**options)
+
+
+def test_every_file_of_the_shared_data_is_streamed(shared_data):
+    for name, number in (("gsm8k/test.jsonl", 1319), ("gsm_hard/test.json", 1318), ("multiarith/test.json", 580)):
+        data = RolloutDataModule(str(shared_data / name), batch_size=16)
+        data.setup("predict")
+        batches = list(data.predict_dataloader())
+        assert len({p.problem_id for batch in batches for p in batch}) == data.num_problems == number
+
+
+def test_a_hub_set_is_opened_but_not_read_through(monkeypatch):
+    taken = []
+
+    def load_dataset(*args, **kwargs):
+        for i in range(100):
+            taken.append(i)
+            yield {"question": f"{i}?", "answer": str(i)}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = RolloutDataModule("gsm8k", batch_size=2, sort_window=4)
+    data.setup("predict")
+    assert taken == [0]
+    assert data.num_problems is None
+    next(iter(data.predict_dataloader()))
+    assert taken == [0, *range(4)]  # one window
+
+
+def test_every_option_has_a_sentence_of_help():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_class_arguments(RolloutDataModule, "data")
+    options = [action for action in parser._actions if action.dest.startswith("data.")]
+    assert options
+    assert all(action.help and len(action.help) > 15 for action in options)
