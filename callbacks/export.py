@@ -1,0 +1,92 @@
+"""From a Lightning checkpoint to a folder in the published layout.
+
+python -m callbacks.export runs/tiny-coconut/checkpoints/last.ckpt --out checkpoints/tiny-coconut
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from latent_tts.backbones.base import LatentBackbone
+from latent_tts.cli import main_guard
+from latent_tts.errors import UserError
+
+StorageType = Literal["float32", "bfloat16"]
+
+
+class ExportBackbone(Callback):
+    """At the end of a fit, writes the best checkpoint's backbone (the last one where none was monitored) as a folder
+    that `load_backbone` reads.
+
+    Args:
+        folder: Where to write.
+        dtype: Type the weights are stored in.
+    """
+
+    def __init__(self, folder: str, dtype: StorageType = "float32") -> None:
+        self.folder = Path(folder)
+        self.dtype: StorageType = dtype
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        best = best_checkpoint(trainer)
+        backbone = cast(LatentBackbone, pl_module.backbone)
+        if best is not None:
+            load_backbone_weights(backbone, torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        backbone.save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
+        rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
+
+
+def best_checkpoint(trainer: Trainer) -> str | None:
+    """Path of the best monitored checkpoint, None where nothing was monitored."""
+    paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    return next((path for path in paths if path), None)
+
+
+def load_backbone_weights(backbone: LatentBackbone, state_dict: dict[str, Any]) -> None:
+    """Copy the `backbone.*` entries of a Lightning state dict, strictly."""
+    weights = {key.removeprefix("backbone."): v for key, v in state_dict.items() if key.startswith("backbone.")}
+    backbone.load_state_dict(weights, strict=True)
+
+
+def export_checkpoint(checkpoint: Path, out: Path, dtype: StorageType) -> None:
+    """Write the backbone of a CoconutModule's Lightning checkpoint as a published-layout folder.
+
+    Raises:
+        UserError: The file is no checkpoint of a CoconutModule.
+    """
+    from lightning_modules.coconut_module import load_for_training
+
+    if not checkpoint.is_file():
+        raise UserError(f"There is no checkpoint {str(checkpoint)!r}; a run writes them to checkpoints/*.ckpt.")
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if "coconut_stage" not in content:
+        raise UserError(f"{str(checkpoint)!r} was not written by a CoconutModule.")
+    hparams = content["hyper_parameters"]
+    latents = hparams["curriculum"]["latent_stages"] * hparams["curriculum"]["latents_per_step"]
+    backbone = load_for_training(hparams["backbone"], latents)
+    load_backbone_weights(backbone, content["state_dict"])
+    backbone.save_pretrained(out, dtype=getattr(torch, dtype))
+    print(f"wrote {out}: epoch {content['epoch']}, stage {content['coconut_stage']['stage']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a Lightning checkpoint's backbone in the published layout.")
+    parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint (.ckpt) of a CoconutModule.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder to write.")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="Storage type.")
+    options = parser.parse_args()
+    export_checkpoint(options.checkpoint, options.out, options.dtype)
+
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))
