@@ -112,12 +112,16 @@ class LengthGroupedBatches(DistributedSampler[list[int]]):
 
 
 class LengthSortedBatches(DistributedSampler[list[int]]):
-    """Batches of indices for validation: longest first, batch i on rank i % world_size, every item exactly once."""
+    """Batches of indices for validation: longest first, batch i on rank i % world_size, every item exactly once.
+
+    Batches are smaller than `batch_size` where that leaves a rank without any: Lightning would wait for it forever.
+    """
 
     def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
         rank, world_size = rank_and_world_size()
         super().__init__(lengths, world_size, rank, shuffle=False)  # type: ignore[arg-type]
         order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+        batch_size = min(batch_size, max(1, len(lengths) // world_size))
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         self.batches = batches[rank::world_size]
 

@@ -6,7 +6,9 @@ import random
 from typing import Any
 
 
-def make_record(seed: int, num_rollouts: int = 4, num_steps: int = 3, scored: bool = True, search: bool = False) -> dict[str, Any]:
+def make_record(
+    seed: int, num_rollouts: int = 4, num_steps: int = 3, scored: bool = True, search: bool = False
+) -> dict[str, Any]:
     """A record with answers 0, 1, 2 or None, of which 1 is right, and scores that favour right answers a little."""
     rng = random.Random(seed)
     answers = [rng.choice([0.0, 1.0, 1.0, 2.0, None]) for _ in range(num_rollouts)]
@@ -26,7 +28,9 @@ def make_record(seed: int, num_rollouts: int = 4, num_steps: int = 3, scored: bo
             }
             for answer, length in zip(answers, lengths, strict=True)
         ],
-        "search": {"beam_search@2x2": {"answer": 1.0, "correct": seed % 3 == 0, "token_steps": 40 + seed}} if search else {},
+        "search": {"beam_search@2x2": {"answer": 1.0, "correct": seed % 3 == 0, "token_steps": 40 + seed}}
+        if search
+        else {},
         "diversity": [0.25, 0.5, None][:num_steps] if num_rollouts > 1 else [None] * num_steps,
         "token_steps": {
             "rollouts": 10 + 5 * num_rollouts,

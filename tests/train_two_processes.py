@@ -1,4 +1,4 @@
-"""Run by a test: trains with two gloo processes and writes the weights. Arguments: model folder, working folder."""
+"""Run by a test: trains and validates with two gloo processes. Arguments: model folder, working folder."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,9 @@ if __name__ == "__main__":
     model, folder = Path(sys.argv[1]), Path(sys.argv[2])
     module = make_module(model, global_batch_size=8, lr=1e-3)
     strategy = DDPStrategy(process_group_backend="gloo")
-    trainer = make_trainer(max_epochs=4, limit_val_batches=0, devices=2, strategy=strategy)
+    trainer = make_trainer(max_epochs=4, check_val_every_n_epoch=5, devices=2, strategy=strategy)
     trainer.fit(module, make_data(folder, batch_size=2))
+    weights = torch.cat([p.detach().flatten() for p in module.backbone.parameters()])
+    results = [trainer.validate(module, make_data(folder, 2, val_size), verbose=False)[0] for val_size in (5, 2)]
     if trainer.is_global_zero:
-        torch.save(torch.cat([p.detach().flatten() for p in module.backbone.parameters()]), folder / "two.pt")
+        torch.save({"weights": weights, "results": results}, folder / "two.pt")

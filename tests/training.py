@@ -37,13 +37,13 @@ def write_tiny_model(folder: Path, **config: Any) -> Path:
     return folder
 
 
-def make_data(folder: Path, batch_size: int) -> ReasoningStepsDataModule:
-    """16 training examples and 8 for validation, from files in `folder`."""
+def make_data(folder: Path, batch_size: int, val_size: int | None = None) -> ReasoningStepsDataModule:
+    """16 training examples and 8 or `val_size` for validation, from files in `folder`."""
     train, val = folder / "train.jsonl", folder / "val.jsonl"
     if not val.exists():
         write_examples(train, range(16))
         write_examples(val, range(100, 108))
-    return ReasoningStepsDataModule(str(train), str(val), batch_size=batch_size, pool_batches=1)
+    return ReasoningStepsDataModule(str(train), str(val), batch_size=batch_size, val_size=val_size, pool_batches=1)
 
 
 def make_module(model: Path, **options: Any) -> CoconutModule:

@@ -1,0 +1,102 @@
+"""Writes the records of a run as they come, and lets a run that was killed go on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from latent_tts.errors import UserError
+from latent_tts.results import (
+    CONFIG_FILE,
+    FinishedProblems,
+    Record,
+    RecordWriter,
+    Settings,
+    check_folder,
+    prediction_path,
+    write_settings,
+    write_whole,
+)
+
+
+class PredictionWriter(Callback):
+    """Appends the records of `ParallelTTSModule.predict_step` to OUTPUT/predictions/rank-*.jsonl, each problem once.
+
+    Records on disk are counted in the module's metrics when the run starts, and the data module leaves out the batches whose
+    problems are all there. A batch with a missing problem runs whole, so that it is computed as it would have been, and only
+    the missing ones are written. Nothing is written before the first record is ready.
+
+    Args:
+        output: The run's folder.
+        settings: What the records depend on beyond what the module knows, such as the data's options.
+        config: Text of OUTPUT/config.yaml; none is written where it is empty.
+    """
+
+    def __init__(self, output: str | Path, settings: Settings | None = None, config: str = "") -> None:
+        self.output = Path(output)
+        self.settings: Settings = dict(settings or {})
+        self.config = config
+        self.finished: FinishedProblems | None = None
+        self._writer: RecordWriter | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the folder and counts what is there; a UserError leaves everything as it was."""
+        module: Any = pl_module
+        self.settings |= module.settings() | {"trainer.precision": trainer.precision}
+        check_folder(self.output, self.settings)
+        self.finished = FinishedProblems(self.output, trainer.global_rank, trainer.world_size)
+        trainer.strategy.barrier("what is on disk is read")  # before any rank adds to it
+        for record in self.finished.records_to_count():
+            module.metrics.update_from_record(record)
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        datamodule.is_done = self.finished.__contains__
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        module: Any = pl_module
+        records: Sequence[Record] = outputs
+        assert self.finished is not None
+        for record in records:
+            if record["problem_id"] not in self.finished:
+                self._append(record, trainer.global_rank)
+                module.metrics.update_from_record(record)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _append(self, record: Record, rank: int) -> None:
+        try:
+            if self._writer is None:
+                self._write_configuration(rank)
+                self._writer = RecordWriter(prediction_path(self.output, rank))
+            self._writer.append(record)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write to {self.output}: {error.strerror or error}; make room or use another --output, and run the same "
+                "command again to go on."
+            ) from error
+
+    def _write_configuration(self, rank: int) -> None:
+        """Every rank writes the same text, whole: whichever is first, no record is ever without its settings."""
+        write_settings(self.output, json.loads(json.dumps(self.settings)), rank)
+        if self.config:
+            write_whole(self.output / CONFIG_FILE, self.config, rank)

@@ -1,0 +1,63 @@
+"""Heads of the reward model: hidden states at the latent positions, (R, T, D), to one score a step, (R, T).
+
+Every head is causal: the score of step t depends on steps 1..t only, so scores grow step by step in a search.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+HeadName = Literal["linear", "mlp", "attention"]
+
+
+class LinearHead(nn.Linear):
+    """A linear read-out of each step, the published head (keys ``weight`` and ``bias``)."""
+
+    needs_history: ClassVar[bool] = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+        nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden).squeeze(-1)
+
+
+class MLPHead(nn.Module):
+    """One hidden layer of the model's width, on each step alone."""
+
+    needs_history: ClassVar[bool] = False
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, width)
+        self.out = LinearHead(width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.out(gelu(self.up(hidden)))
+
+
+class AttentionHead(nn.Module):
+    """Step t looks back over the hidden states of steps 1..t and reads a linear score from itself plus what it found."""
+
+    needs_history: ClassVar[bool] = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = LinearHead(width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
+        return self.out(hidden + scaled_dot_product_attention(query, key, value, is_causal=True))
+
+
+HEADS: dict[str, type[LinearHead | MLPHead | AttentionHead]] = {
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "attention": AttentionHead,
+}

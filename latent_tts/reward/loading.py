@@ -1,0 +1,97 @@
+"""From a folder or a hub id to a reward model, with every weight accounted for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+
+from latent_tts.backbones.base import METADATA_FILE
+from latent_tts.backbones.codi import Codi
+from latent_tts.backbones.loading import (
+    KINDS,
+    _read_json,
+    _torch_dtype,
+    load_tokenizer,
+    read_safetensors,
+    report_weights,
+    resolve_folder,
+)
+from latent_tts.errors import UserError
+from latent_tts.reward.heads import HEADS
+from latent_tts.reward.model import LatentRewardModel
+
+
+def load_reward_model(
+    name_or_folder: str | Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    dtype: str = "float32",
+) -> LatentRewardModel:
+    """Loads a reward model in the published layout, or in ours, which adds ``latent_tts.json`` and the tokenizer.
+
+    Args:
+        name_or_folder: A folder, or a Hugging Face hub id.
+        tokenizer: Where the tokenizer is, if the checkpoint has none of its own: the backbone's folder or hub id, or the
+            tokenizer itself.
+        dtype: Type the weights are held in, ``float32`` or ``bfloat16``.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: Not a checkpoint of a reward model, no tokenizer, or weights missing, unexpected or resized.
+    """
+    folder = resolve_folder(name_or_folder)
+    config, metadata = AutoConfig.from_pretrained(folder), _metadata(folder)
+    weights = read_safetensors(folder)
+    has_projector = any(key.startswith("projector.") for key in weights)
+    if not any(key.startswith("classifier.") for key in weights):
+        raise UserError(f"{folder} holds no weights of a scoring head (classifier.*): is it a backbone and not a reward model?")
+    kind = metadata.get("kind", "codi" if has_projector else "coconut")
+    head = metadata.get("head", "linear")
+    if kind not in KINDS or head not in HEADS:
+        raise UserError(f"{folder / METADATA_FILE} names kind {kind!r} and head {head!r}; known: {list(KINDS)}, {list(HEADS)}.")
+    torch_dtype = _torch_dtype(dtype)
+    model = LatentRewardModel(
+        AutoModel.from_config(config, dtype=torch_dtype),
+        _tokenizer(folder, tokenizer),
+        head,
+        prompt_form=metadata.get("prompt_form") or KINDS[kind].default_prompt_form,
+        kind=kind,
+        num_latents=metadata.get("num_latents") or KINDS[kind].default_num_latents,
+        projector=Codi.extra_modules(config)["projector"].to(torch_dtype) if has_projector else None,
+        frozen=bool(metadata.get("frozen", False)),
+    )
+    model.backbone_fingerprint = metadata.get("backbone_fingerprint")
+    _load_strictly(model, weights, str(folder))
+    return model.eval()
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    return _read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
+
+
+def _tokenizer(folder: Path, given: str | Path | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    if isinstance(given, PreTrainedTokenizerBase):
+        return given
+    if given is not None:
+        return load_tokenizer(resolve_folder(given))
+    if not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists():
+        raise UserError(f"{folder} holds no tokenizer: pass tokenizer=, the folder of the backbone it scores.")
+    return load_tokenizer(folder)
+
+
+def _load_strictly(model: LatentRewardModel, weights: dict[str, torch.Tensor], source: str) -> None:
+    targets = model.published_state_dict()
+    resized = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(targets[key].shape)}"
+        for key in targets
+        if key in weights and weights[key].shape != targets[key].shape
+    ]
+    what = f"a {model.transformer.config.model_type} reward model with a {model.head_name} head"
+    report_weights(source, what, [k for k in targets if k not in weights], [k for k in weights if k not in targets], resized)
+    with torch.no_grad():
+        for key, value in weights.items():
+            targets[key].copy_(value)

@@ -1,0 +1,284 @@
+"""LatentRewardModel: r_t = head(transformer(prompt, h_1 .. h_t)), read at latent position t (arXiv 2510.07745)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
+from latent_tts.cache import enable_shared_prefix, pad_right
+from latent_tts.errors import UserError
+from latent_tts.reward.heads import HEADS, HeadName
+from latent_tts.reward.incremental import RewardState, extend, start_state
+from latent_tts.reward.packing import packed_attention_mask, packed_position_ids
+
+if TYPE_CHECKING:
+    from latent_tts.rollout import Rollouts
+
+
+class LatentRewardModel(nn.Module):
+    """Scores every prefix of a chain of latent thoughts with a scalar.
+
+    Training calls the module (packed, with gradients); scoring calls ``score``; a search scores step by step with
+    ``start``, ``step`` and ``RewardState.select``. All three give the same numbers to float tolerance.
+
+    Args:
+        transformer: Base model without vocabulary projection, any Hugging Face decoder that takes ``inputs_embeds``.
+        tokenizer: Tokenizer of the prompts.
+        head: Which head reads the hidden states: ``linear`` (published), ``mlp``, ``attention``.
+        prompt_form: Template of the prompt with the field ``{question}``, the backbone's.
+        kind: Kind of the backbone whose latents are scored.
+        num_latents: Latents a rollout of that backbone has (at most), for the reader of the checkpoint.
+        projector: CODI's projector, applied to the hidden states before the head.
+        frozen: Whether only the head is trained.
+    """
+
+    def __init__(
+        self,
+        transformer: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        head: HeadName = "linear",
+        prompt_form: str = "{question}\n<|start-latent|>",
+        kind: str = "coconut",
+        num_latents: int = 6,
+        projector: nn.Module | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        if head not in HEADS:
+            raise UserError(f"head must be one of {', '.join(HEADS)}, got {head!r}.")
+        self.transformer, self.tokenizer, self.projector = transformer, tokenizer, projector
+        self.head_name, self.prompt_form, self.kind, self.num_latents = head, prompt_form, kind, num_latents
+        self.classifier = HEADS[head](self.hidden_size).to(transformer.device)  # float32 whatever the transformer is in
+        self.frozen = frozen
+        self.backbone_fingerprint: str | None = None
+        enable_shared_prefix(transformer)
+        if frozen:
+            self.transformer.requires_grad_(False)
+            if projector is not None:
+                projector.requires_grad_(False)
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: LatentBackbone, head: HeadName = "linear", frozen: bool = False, dropout: float = 0.0, seed: int = 0
+    ) -> LatentRewardModel:
+        """A reward model to train, initialised from a copy of the backbone's base model; the new head from the seed.
+
+        Args:
+            dropout: Probability of the transformer's own dropout in training; the published training has it off.
+        """
+        transformer: PreTrainedModel = copy.deepcopy(backbone.model.base_model)  # type: ignore[assignment]
+        projector = copy.deepcopy(backbone._modules.get("projector"))
+        for part in (transformer, projector):
+            if part is not None:
+                set_dropout(part, dropout)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(
+                transformer,
+                backbone.tokenizer,
+                head,
+                prompt_form=backbone.prompt_form,
+                kind=backbone.kind,
+                num_latents=backbone.num_latents,
+                projector=projector,
+                frozen=frozen,
+            )
+        model.backbone_fingerprint = backbone.fingerprint()
+        return model
+
+    # Properties -----------------------------------------------------------------------------------------------------
+
+    @property
+    def hidden_size(self) -> int:
+        return self.transformer.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr, return-value, index]
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.transformer.dtype
+
+    # Training -------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, latents: Tensor, latent_mask: Tensor, packed: bool = True
+    ) -> Tensor:
+        """Step scores with gradients.
+
+        Args:
+            prompt_ids: (B, L) long, padded on either side.
+            prompt_mask: (B, L) bool, true at real tokens.
+            latents: (B, N, T, D), the embeddings fed at the latent positions.
+            latent_mask: (B, N, T) bool, true where there is a latent: a prefix of the steps of each rollout.
+            packed: Whether the rollouts of a problem share one copy of its prompt; without it every rollout is a row of
+                its own, which gives the same scores and gradients and costs N prompts.
+
+        Returns:
+            (B, N, T) float32, 0 where masked.
+        """
+        problems, rollouts, steps, width = latents.shape
+        self._check_width(width)
+        self._check_length(int(prompt_mask.shape[1]), steps)
+        latents = latents.to(self.dtype).masked_fill(~latent_mask.unsqueeze(-1), 0.0)
+        prompt = self.transformer.get_input_embeddings()(prompt_ids)  # (B, L, D)
+        if not packed:
+            prompt = prompt.repeat_interleave(rollouts, dim=0)
+            prompt_mask = prompt_mask.repeat_interleave(rollouts, dim=0)
+            latents = latents.reshape(problems * rollouts, 1, steps, width)
+        inputs = torch.cat([prompt, latents.flatten(1, 2)], dim=1)  # (rows, S, D)
+        position_ids = packed_position_ids(prompt_mask, latents.shape[1], steps)
+        attention_mask = packed_attention_mask(prompt_mask, latents.shape[1], steps)
+        with torch.no_grad() if self.frozen else nullcontext():
+            hidden = self.transformer(
+                inputs_embeds=inputs, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
+        hidden = hidden[:, prompt.shape[1] :].reshape(problems * rollouts, steps, width)
+        return self.read(hidden).view(problems, rollouts, steps).masked_fill(~latent_mask, 0.0)
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Scores from the hidden states at the latent positions of whole rows: (R, T, D) to (R, T) float32."""
+        if self.projector is not None:
+            hidden = self.projector(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):  # a score in bfloat16 could not tell 64 rollouts apart
+            return self.classifier(hidden.to(self.classifier_dtype)).float()
+
+    @property
+    def classifier_dtype(self) -> torch.dtype:
+        return next(self.classifier.parameters()).dtype
+
+    # Scoring --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def score(self, questions: Sequence[str], rollouts: Rollouts | Tensor, num_latents: Tensor | None = None) -> Tensor:
+        """Step scores of rollouts; each prompt is encoded once.
+
+        Args:
+            questions: B questions.
+            rollouts: What the engine returned, or the latents alone, (B, N, T, D).
+            num_latents: (B, N), latents of each rollout; ``None`` takes the rollouts', or T for latents alone.
+
+        Returns:
+            (B, N, T) float32, 0 where masked.
+
+        Raises:
+            UserError: The latents are of another hidden size or number of problems, or a prompt is too long.
+        """
+        if not isinstance(rollouts, Tensor):
+            num_latents = rollouts.num_latents if num_latents is None else num_latents
+            rollouts = rollouts.latents
+        if rollouts.ndim != 4 or len(rollouts) != len(questions):
+            raise UserError(
+                f"Latents to score have the shape (problems, rollouts, steps, hidden size); got {tuple(rollouts.shape)} for "
+                f"{len(questions)} question(s)."
+            )
+        problems, per_problem, steps, _ = rollouts.shape
+        if problems == 0 or per_problem == 0 or steps == 0:
+            return torch.zeros(problems, per_problem, steps, device=self.device)
+        state = self.start(questions).repeat(per_problem)
+        _, scores = extend(self, state, rollouts.flatten(0, 1).to(self.device))
+        scores = scores.view(problems, per_problem, steps)
+        if num_latents is None:
+            return scores
+        mask = torch.arange(steps, device=self.device) < num_latents.to(self.device).unsqueeze(-1)
+        return scores.masked_fill(~mask, 0.0)
+
+    @torch.no_grad()
+    def start(self, questions: Sequence[str]) -> RewardState:
+        """Encodes the prompts: a state of one row per problem, before its first latent."""
+        return start_state(self, *self.encode_prompts(questions))
+
+    @torch.no_grad()
+    def step(self, state: RewardState, latents: Tensor, real: Tensor | None = None) -> tuple[RewardState, Tensor]:
+        """Feeds every row its next latent; the given state stays as it was.
+
+        Args:
+            latents: (R, D).
+            real: (R,) bool, false for rows that have stopped thinking: their score is 0. ``None``: all real.
+
+        Returns:
+            The new state, and the scores of the prefixes so far, (R,) float32.
+        """
+        state, scores = extend(self, state, latents.to(self.device).unsqueeze(1))
+        return state, scores[:, 0] if real is None else scores[:, 0].masked_fill(~real.to(self.device), 0.0)
+
+    def encode_prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids of the prompts, right-padded, and the mask of real tokens: (B, L) long and (B, L) bool."""
+        prompts = [self.prompt_form.replace("{question}", question) for question in questions]
+        rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        return pad_right(rows, self.tokenizer.pad_token_id or 0, self.device)
+
+    def _check_width(self, width: int) -> None:
+        if width != self.hidden_size:
+            raise UserError(
+                f"The latents have hidden size {width}, the reward model has {self.hidden_size}: it was made for another "
+                "backbone; load the reward model that belongs to this one, or train one."
+            )
+
+    def _check_length(self, prompt: int, steps: int) -> None:
+        limit = getattr(self.transformer.config, "max_position_embeddings", None)
+        if limit is not None and prompt + steps > limit:
+            raise UserError(
+                f"A prompt of {prompt} tokens and {steps} latents do not fit in the reward model's {limit} positions; leave out "
+                "the longest questions."
+            )
+
+    # Layout on disk -------------------------------------------------------------------------------------------------
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules by the prefix of their weights in the published layout."""
+        parts: dict[str, nn.Module] = {self.transformer.base_model_prefix: self.transformer, "classifier": self.classifier}
+        return parts if self.projector is None else parts | {"projector": self.projector}
+
+    def published_state_dict(self) -> dict[str, Tensor]:
+        """Weights under the keys of the published layout."""
+        return {f"{prefix}.{key}": value for prefix, part in self.parts().items() for key, value in part.state_dict().items()}
+
+    def metadata(self) -> dict[str, Any]:
+        """What the published layout leaves implicit."""
+        return {
+            "kind": self.kind,
+            "num_latents": self.num_latents,
+            "prompt_form": self.prompt_form,
+            "head": self.head_name,
+            "frozen": self.frozen,
+            "backbone_fingerprint": self.backbone_fingerprint,
+        }
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes the published layout (safetensors, config), the tokenizer, and ``latent_tts.json``.
+
+        Args:
+            dtype: Storage type of the weights; ``None`` keeps the model's.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.published_state_dict().items()}
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
+        config["dtype"] = str(dtype or self.dtype).removeprefix("torch.")
+        config["architectures"] = [f"{self.kind.upper()}ForTokenClassification"]
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
+        self.tokenizer.save_pretrained(folder)
+        (folder / METADATA_FILE).write_text(json.dumps(self.metadata(), indent=2) + "\n")
+
+
+def set_dropout(part: nn.Module, probability: float) -> None:
+    """Sets every dropout of a module, the ones that attention keeps as a number included."""
+    for module in part.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(module.__dict__.get("attention_dropout"), float):
+            module.attention_dropout = probability  # type: ignore[assignment]

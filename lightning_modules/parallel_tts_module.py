@@ -1,0 +1,299 @@
+"""Parallel test-time scaling as a `predict` loop: problems in, one record a problem out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from latent_tts.aggregation import Aggregation, BestOfN, Hybrid, MajorityVoting, WeightedVoting
+from latent_tts.answers import AnswerRule, answers_equal
+from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.errors import UserError
+from latent_tts.evaluation import EvaluationMetrics, choose
+from latent_tts.metrics.diversity import step_diversity
+from latent_tts.problems import Problem
+from latent_tts.report import label
+from latent_tts.results import Record, Settings, flatten, rounded
+from latent_tts.reward import LatentRewardModel, load_reward_model
+from latent_tts.rollout import RolloutEngine, Rollouts
+from latent_tts.sampling import Deterministic, Sampler
+from latent_tts.search import SEARCHES, Search
+
+AGGREGATIONS: dict[str, Any] = {part().name: part for part in (MajorityVoting, BestOfN, WeightedVoting, Hybrid)}
+
+Part = str | dict[str, Any]
+"""An aggregation or a search by its name, or by `name` and its options, such as {name: best_of_n, reduction: mean}."""
+
+
+class ParallelTTSModule(LightningModule):
+    """Draws N latent rollouts of every problem, aggregates them, and measures how good the answers are.
+
+    `predict_step` gives one record a problem (a line of `predictions/*.jsonl`):
+
+        problem_id, question, gold
+        greedy       {text, answer, correct} of the rollout without sampling
+        rollouts     N times {text, answer, correct, num_latents, step_scores (null without a reward model)}
+        chosen       {aggregation: answer}
+        search       {"beam_search@4x4": {text, answer, correct, token_steps}}, empty without searches
+        diversity    mean pairwise cosine distance of the latents at each step, null where fewer than 2 rollouts have it
+        token_steps  {rollouts, rollouts_shared, reward, reward_shared, greedy}: positions that went through the backbone for
+                     the N rollouts, through the reward model for their scores (0 without one), how many of these once for
+                     all N, and those of the greedy rollout
+
+    The metrics count the records that the prediction writer hands them, so that a resumed run counts those on disk as well.
+
+    Args:
+        backbone: Folder or hub id of the latent reasoning model (published layout).
+        sampler: How rollouts are made different: AdditiveGaussianNoise (sigma), MonteCarloDropout (p, sites, scope) or
+            Deterministic.
+        num_rollouts: N, rollouts of each problem.
+        seed: Seed of every random draw; rollout n of a problem depends on nothing but this seed, the problem's id and n.
+        max_answer_tokens: Answers are cut off after this many tokens.
+        kind: Kind of the backbone, where its files do not say it.
+        num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
+        dtype: Type the backbone's weights are held in.
+        aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
+            as {name: best_of_n, reduction: mean}; by default all of them, without a reward model only majority_voting.
+        reward_model: Folder or hub id of the latent reward model that scores the rollouts.
+        search: Reward-guided searches to run beside the rollouts: beam_search, particle_filtering, each as a name or as
+            {name: beam_search, num_beams: 4, num_candidates: 4}.
+        answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
+        num_bootstrap: Bootstrap replicates behind each confidence interval.
+
+    Raises:
+        UserError: Any of these does not exist, does not fit the others, or is out of its range.
+    """
+
+    def __init__(
+        self,
+        backbone: str | LatentBackbone,
+        sampler: Sampler,
+        num_rollouts: int = 16,
+        seed: int = 0,
+        max_answer_tokens: int = 64,
+        kind: Literal["coconut", "codi", "colar"] | None = None,
+        num_latents: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        aggregations: list[Part] | None = None,
+        reward_model: str | None = None,
+        search: list[Part] | None = None,
+        answer_rule: AnswerRule = "tolerance",
+        num_bootstrap: int = 1000,
+    ) -> None:
+        super().__init__()
+        if num_rollouts < 1:
+            raise UserError(
+                f"num_rollouts must be at least 1, got {num_rollouts}: it is the number of rollouts of each problem."
+            )
+        self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
+        self.aggregations = make_aggregations(aggregations, scored=reward_model is not None)
+        self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.reward_model = None if reward_model is None else self._load_reward_model(reward_model, dtype)
+        self.searches = make_searches(search or [], scored=reward_model is not None)
+        self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
+        self.greedy_engine = RolloutEngine(self.backbone, Deterministic(), max_answer_tokens)
+        self.metrics = EvaluationMetrics(
+            num_rollouts,
+            self.backbone.num_latents,
+            self.aggregations,
+            [search.name for search in self.searches],
+            num_bootstrap,
+        )
+        self.rollout_seconds, self.rollouts_drawn = 0.0, 0
+
+    def settings(self) -> Settings:
+        """Everything the records depend on, by option name; see `latent_tts.results`."""
+        return flatten(
+            {
+                "model": {
+                    "backbone": {"fingerprint": self._fingerprints[0]},
+                    "num_latents": self.backbone.num_latents,
+                    "sampler": self.engine.sampler.settings(),
+                    "num_rollouts": self.num_rollouts,
+                    "seed": self.seed,
+                    "max_answer_tokens": self.engine.max_answer_tokens,
+                    "aggregations": [repr(part) for part in self.aggregations],
+                    "search": [repr(part) for part in self.searches],
+                    "answer_rule": self.answer_rule,
+                    "reward_model": {"fingerprint": self._fingerprints[1]},
+                }
+            }
+        )
+
+    @cached_property
+    def _fingerprints(self) -> tuple[str, str | None]:
+        """Of the backbone and of the reward model, taken once: hashing a large model takes seconds."""
+        scorer = self.reward_model
+        return self.backbone.fingerprint()[:16], None if scorer is None else weights_digest(scorer)
+
+    def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
+        """One record a problem, in the batch's order."""
+        questions, ids = [problem.question for problem in batch], [problem.problem_id for problem in batch]
+        rollouts = self._timed_rollouts(questions, ids)
+        greedy = self.greedy_engine.rollout(questions, 1, self.seed, ids)
+        records = [self._record(problem, i, rollouts, greedy) for i, problem in enumerate(batch)]
+        if self.reward_model is not None:
+            self._add_scores(records, questions, rollouts)
+            self._add_searches(records, batch)
+        self._add_shared_positions(records, questions)
+        return [record | {"chosen": choose(record, self.aggregations)} for record in records]
+
+    @property
+    def rollouts_per_second(self) -> float | None:
+        """Rollouts of this process per second spent in drawing them; None before the first."""
+        return self.rollouts_drawn / self.rollout_seconds if self.rollouts_drawn else None
+
+    def progress_news(self) -> str:
+        """How the answers fare so far, on this process."""
+        names = [
+            "greedy",
+            *(f"{part.name}@{self.num_rollouts}" for part in self.aggregations[:1]),
+            f"coverage@{self.num_rollouts}",
+        ]
+        if not self.metrics.num_problems:
+            return ""
+        return " · ".join(f"{label(name)} {100 * self.metrics.running_mean(name):.0f} %" for name in names)
+
+    def _load_reward_model(self, name: str, dtype: str) -> LatentRewardModel:
+        reward_model = load_reward_model(name, self.backbone.tokenizer, dtype)
+        if reward_model.hidden_size != self.backbone.hidden_size:
+            raise UserError(
+                f"The reward model {name} scores latents of size {reward_model.hidden_size}, but the backbone's have "
+                f"{self.backbone.hidden_size}: use the reward model trained for this backbone."
+            )
+        trained_for = reward_model.backbone_fingerprint
+        if trained_for is not None and trained_for != self.backbone.fingerprint():
+            rank_zero_warn(
+                f"The reward model {name} was trained for another backbone than this one: its scores may mean little."
+            )
+        return reward_model
+
+    # Parts of a step --------------------------------------------------------------------------------------------------
+
+    def _timed_rollouts(self, questions: Sequence[str], ids: Sequence[str]) -> Rollouts:
+        started = time.perf_counter()
+        rollouts = self.engine.rollout(questions, self.num_rollouts, self.seed, ids)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.rollout_seconds += time.perf_counter() - started
+        self.rollouts_drawn += len(questions) * self.num_rollouts
+        return rollouts
+
+    def _record(self, problem: Problem, i: int, rollouts: Rollouts, greedy: Rollouts) -> Record:
+        lengths = rollouts.num_latents[i].tolist()
+        per_step = step_diversity(rollouts.latents[i], rollouts.num_latents[i]).tolist()
+        return {
+            "problem_id": problem.problem_id,
+            "question": problem.question,
+            "gold": problem.gold,
+            "greedy": self._answer(problem, greedy.texts[i][0], greedy.answers[i][0]),
+            "rollouts": [
+                self._answer(problem, text, answer) | {"num_latents": length, "step_scores": None}
+                for text, answer, length in zip(rollouts.texts[i], rollouts.answers[i], lengths, strict=True)
+            ],
+            "search": {},
+            "diversity": rounded([None if math.isnan(value) else value for value in per_step]),
+            "token_steps": {
+                "rollouts": int(rollouts.token_steps[i]),
+                "rollouts_shared": 0,
+                "reward": 0,
+                "reward_shared": 0,
+                "greedy": int(greedy.token_steps[i]),
+            },
+        }
+
+    def _add_scores(self, records: Sequence[Record], questions: Sequence[str], rollouts: Rollouts) -> None:
+        assert self.reward_model is not None
+        scores = self.reward_model.score(questions, rollouts)  # (B, N, T)
+        for record, of_problem in zip(records, scores.tolist(), strict=True):
+            for rollout, steps in zip(record["rollouts"], of_problem, strict=True):
+                rollout["step_scores"] = rounded(steps[: rollout["num_latents"]])
+
+    def _add_searches(self, records: Sequence[Record], batch: Sequence[Problem]) -> None:
+        questions, ids = [problem.question for problem in batch], [problem.problem_id for problem in batch]
+        assert self.reward_model is not None
+        for search in self.searches:
+            result = search.search(self.engine, self.reward_model, questions, self.seed, ids)
+            found = zip(records, batch, result.texts, result.answers, result.token_steps.tolist(), strict=True)
+            for record, problem, text, answer, steps in found:
+                record["search"][search.name] = self._answer(problem, text, answer) | {"token_steps": steps}
+
+    def _add_shared_positions(self, records: Sequence[Record], questions: Sequence[str]) -> None:
+        """Positions that go through a model once for all N rollouts: the prompt, as far as its pass is not random."""
+        sampler = self.engine.sampler
+        for record, prompt in zip(records, self.backbone.encode_prompts(questions), strict=True):
+            steps = record["token_steps"]
+            steps["rollouts_shared"] = len(prompt) - int(sampler.random_pass) if sampler.shares_prompt else 0
+            if self.reward_model is not None:
+                steps["reward_shared"] = len(prompt)
+                steps["reward"] = len(prompt) + sum(rollout["num_latents"] for rollout in record["rollouts"])
+
+    def _answer(self, problem: Problem, text: str, answer: float | None) -> Record:
+        return {"text": text, "answer": answer, "correct": answers_equal(answer, problem.gold, self.answer_rule)}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """16 hex characters of the sha256 over a model's weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def make_aggregations(parts: Sequence[Part] | None, scored: bool) -> list[Aggregation]:
+    """Aggregations from their names and options; None stands for all that fit.
+
+    Raises:
+        UserError: An unknown name or option, the same name twice, or one that needs scores where nothing scores.
+    """
+    if parts is None:
+        parts = [name for name, part in AGGREGATIONS.items() if scored or not part.needs_scores]
+    made = [make_part(part, AGGREGATIONS, "aggregations") for part in parts]
+    for part in made:
+        if part.needs_scores and not scored:
+            raise UserError(
+                f"The aggregation {part.name} needs step scores: give --model.reward_model, or leave it out."
+            )
+    _check_distinct("aggregations", [part.name for part in made])
+    return made
+
+
+def make_searches(parts: Sequence[Part], scored: bool) -> list[Search]:
+    """Searches from their names and options.
+
+    Raises:
+        UserError: An unknown name or option, the same search twice, or nothing that scores.
+    """
+    if parts and not scored:
+        raise UserError(
+            "A search needs a reward model to guide it: give --model.reward_model, or leave --model.search out."
+        )
+    made = [make_part(part, SEARCHES, "search") for part in parts]
+    _check_distinct("search", [part.name for part in made])
+    return made
+
+
+def _check_distinct(option: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UserError(f"--model.{option} names one twice: {', '.join(names)}.")
+
+
+def make_part(part: Part, known: Mapping[str, Any], option: str) -> Any:
+    """One part from `name` or from {name: ..., its options}."""
+    options = {"name": part} if isinstance(part, str) else dict(part)
+    name = str(options.pop("name", None))
+    if name not in known:
+        raise UserError(f"--model.{option} knows no {name!r}: choose from {', '.join(known)}.")
+    try:
+        return known[name](**options)
+    except TypeError as error:
+        raise UserError(f"--model.{option}: {name} does not take these options: {error}.") from error

@@ -1,0 +1,151 @@
+"""Annotation of rollouts for the latent reward model, as a `predict` loop: problems in, annotated problems out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lightning.pytorch import LightningModule
+
+from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, LatentDtype
+from latent_tts.answers import AnswerRule
+from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.errors import UserError
+from latent_tts.problems import Problem
+from latent_tts.rollout import RolloutEngine
+from latent_tts.sampling import Sampler
+from latent_tts.values import LastValue, annotate
+
+
+@dataclass
+class AnnotationCounts:
+    """How an annotation fares, on this process: problems in the folder at the start included, but for their kind."""
+
+    num_problems: int = 0
+    num_annotated: int = 0
+    num_all_right: int = 0
+    num_all_wrong: int = 0
+    token_steps: int = 0
+
+    def update(self, problem: AnnotatedProblem) -> None:
+        """Counts a problem that was written."""
+        self.num_problems += 1
+        self.num_annotated += 1
+        self.num_all_right += problem.all_right
+        self.num_all_wrong += problem.all_wrong
+
+
+class RolloutAnnotationModule(LightningModule):
+    """Draws N rollouts of every problem and values each of their latent prefixes by M continuations.
+
+    Problems whose rollouts are all right or all wrong are annotated like the others and flagged in the store; training
+    leaves them out by its own option. What is written depends on none of `max_rows`, the batch size or the devices.
+
+    Args:
+        backbone: Folder or hub id of the latent reasoning model (published layout).
+        sampler: How rollouts and continuations are made different: AdditiveGaussianNoise or MonteCarloDropout.
+        num_rollouts: N, rollouts of each problem.
+        num_continuations: M, continuations of each prefix; 0 stores only whether the rollouts are right.
+        seed: Seed of every random draw.
+        max_answer_tokens: Answers are cut off after this many tokens.
+        kind: Kind of the backbone, where its files do not say it.
+        num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
+        dtype: Type the backbone's weights are held in.
+        last: Value of a rollout's last prefix: the correctness of its own answer, or a Monte-Carlo estimate where the
+            sampler leaves anything to chance after the last thought (see latent_tts/values.py).
+        answer_rule: When an answer equals the gold answer: tolerance compares values, strict wants equal floats.
+        max_rows: Continuations that are in memory at once.
+        latent_dtype: How latents are stored.
+
+    Raises:
+        UserError: Any of these does not exist, does not fit the others, or is out of its range.
+    """
+
+    def __init__(
+        self,
+        backbone: str | LatentBackbone,
+        sampler: Sampler,
+        num_rollouts: int = 8,
+        num_continuations: int = 16,
+        seed: int = 0,
+        max_answer_tokens: int = 64,
+        kind: Literal["coconut", "codi", "colar"] | None = None,
+        num_latents: int | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        last: LastValue = "own",
+        answer_rule: AnswerRule = "tolerance",
+        max_rows: int = 512,
+        latent_dtype: LatentDtype = "float32",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("num_rollouts", num_rollouts, 1), ("num_continuations", num_continuations, 0), ("max_rows", max_rows, 1)
+        ):  # fmt: skip
+            if value < least:
+                raise UserError(f"--model.{name} is {value}: it must be at least {least}.")
+        self.num_rollouts, self.num_continuations, self.seed = num_rollouts, num_continuations, seed
+        self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
+        self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
+        self.metrics = AnnotationCounts()
+
+    def annotation_settings(self, data: str, precision: str = "32-true") -> AnnotationSettings:
+        """Everything the annotations depend on.
+
+        Args:
+            data: A description of the problems.
+            precision: The trainer's.
+        """
+        backbone = self.backbone
+        return AnnotationSettings(
+            backbone_fingerprint=backbone.fingerprint(),
+            backbone_kind=backbone.kind,
+            hidden_size=backbone.hidden_size,
+            num_latents=backbone.num_latents,
+            num_rollouts=self.num_rollouts,
+            num_continuations=self.num_continuations,
+            sampler=self.engine.sampler.settings(),
+            seed=self.seed,
+            max_answer_tokens=self.engine.max_answer_tokens,
+            data=data,
+            latent_dtype=self.latent_dtype,
+            extra={"last": self.last, "answer_rule": self.answer_rule, "precision": precision},
+        )
+
+    def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:
+        """One annotated problem a problem, in the batch's order."""
+        found = annotate(
+            self.engine,
+            [problem.question for problem in batch],
+            [problem.gold for problem in batch],
+            self.num_rollouts,
+            self.num_continuations,
+            self.seed,
+            [problem.problem_id for problem in batch],
+            self.last,
+            self.answer_rule,
+            self.max_rows,
+        )
+        self.metrics.token_steps += int(found.token_steps.sum())
+        latents, num_latents = found.rollouts.latents.cpu(), found.rollouts.num_latents.cpu()
+        return [
+            AnnotatedProblem(
+                problem_id=problem.problem_id,
+                question=problem.question,
+                gold=problem.gold,
+                latents=latents[i],
+                num_latents=num_latents[i],
+                answers=found.rollouts.answers[i],
+                correct=found.correct[i],
+                values=found.values[i],
+            )
+            for i, problem in enumerate(batch)
+        ]
+
+    def progress_news(self) -> str:
+        """How the rollouts fare so far, on this process."""
+        counts = self.metrics
+        if not counts.num_annotated:
+            return ""
+        right, wrong = counts.num_all_right / counts.num_annotated, counts.num_all_wrong / counts.num_annotated
+        return f"all right {100 * right:.0f} % · all wrong {100 * wrong:.0f} %"

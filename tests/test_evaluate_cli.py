@@ -1,0 +1,282 @@
+"""`evaluate.py` as its user sees it: options, files, tables, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from latent_tts.cli import main_guard
+from lightning_modules.evaluation_cli import CONFIGS, EvaluationCLI, base_configs
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def evaluate(*args: str) -> int:
+    return main_guard(lambda: EvaluationCLI(args).run())
+
+
+def run_script(*args: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "evaluate.py", *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tiny_checkpoint, problem_file) -> list[str]:
+    """Options that make any configuration a run of a second."""
+    return [
+        f"--model.backbone={tiny_checkpoint}",
+        f"--data={{source: {problem_file}, question_column: null, answer_column: null, split: null, hub_config: null}}",
+        "--data.limit=4",
+        "--model.num_rollouts=2",
+        "--model.max_answer_tokens=4",
+        "--model.num_latents=3",
+        "--model.kind=coconut",
+        "--model.reward_model=null",
+        "--model.search=null",
+        "--model.aggregations=null",
+        "--model.num_bootstrap=50",
+        "--trainer.accelerator=cpu",
+    ]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_config_runs_at_debug_size(name, small, tmp_path):
+    assert evaluate(f"--config={CONFIGS / name}", *small, f"--output={tmp_path}") == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_problems"] == 4
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in ("default.yaml",)])
+def test_every_shipped_config_says_what_it_is_for_and_only_what_differs(name):
+    text = (CONFIGS / name).read_text()
+    assert text.startswith("# ")
+    default, own = yaml.safe_load((CONFIGS / "default.yaml").read_text()), yaml.safe_load(text)
+    for group, options in own.items():
+        for option, value in options.items():
+            assert default.get(group, {}).get(option) != value, f"{group}.{option} is the default already"
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "made" / "on" / "the" / "way"
+    assert evaluate(*small, f"--output={output}") == 0
+    return output
+
+
+def test_an_evaluation_leaves_the_documented_files(finished):
+    files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events == {
+        "config.yaml", "metrics.json", "report.md", "predictions/rank-00000.jsonl", "predictions/settings.json",
+        "figures/accuracy.png", "figures/compute.png", "figures/diversity.png",
+    }  # fmt: skip
+
+
+def test_metrics_json_has_the_documented_fields(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert set(metrics["coverage"]) == {"1", "2"} and set(metrics["accuracy"]["majority_voting"]) == {"1", "2"}
+    assert {"greedy", "single"} <= set(metrics["accuracy"])
+    low, high = metrics["confidence_interval"]["coverage@2"]
+    assert low <= metrics["coverage"]["2"] <= high
+    assert metrics["diversity"]["mean"] > 0 and len(metrics["diversity"]["per_step"]) == 3
+    assert metrics["throughput"]["rollouts_per_second"] > 0
+    assert (metrics["num_problems"], metrics["num_rollouts"]) == (4, 2) and "invalid_answer_rate" in metrics
+
+
+def test_a_line_of_the_predictions_has_the_documented_fields(finished):
+    lines = (finished / "predictions" / "rank-00000.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    record = json.loads(lines[0])
+    assert {
+        "problem_id",
+        "question",
+        "gold",
+        "rollouts",
+        "chosen",
+        "greedy",
+        "diversity",
+        "token_steps",
+        "search",
+    } == set(record)
+    assert [set(rollout) for rollout in record["rollouts"]] == [
+        {"text", "answer", "correct", "num_latents", "step_scores"}
+    ] * 2
+
+
+def test_tensorboard_has_curves_with_k_as_the_step_and_the_figures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for tag, curve in (
+        ("coverage", metrics["coverage"]),
+        ("accuracy/majority_voting", metrics["accuracy"]["majority_voting"]),
+    ):
+        points = {str(event.step): event.value for event in events.Scalars(tag)}
+        assert points == pytest.approx(curve, abs=1e-6)
+    assert set(events.Tags()["images"]) == {"accuracy", "compute", "diversity"}
+
+
+def test_the_stored_configuration_runs_again(finished, tmp_path):
+    assert evaluate(f"--config={finished / 'config.yaml'}", f"--output={tmp_path}") == 0
+    name = "predictions/rank-00000.jsonl"
+    assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_the_console_ends_with_the_table_the_facts_and_the_place_of_the_files(small, tmp_path, capsys):
+    assert evaluate(*small, f"--output={tmp_path}", "--trainer.enable_progress_bar=true") == 0
+    out, err = capsys.readouterr()
+    for name in ("greedy", "single rollout", "coverage", "majority voting"):
+        assert re.search(rf"^ +{name} +\d", out, re.MULTILINE), name
+    assert "rollouts per second" in out and "invalid answers: " in out and "4/4" in out
+    assert out.rstrip().splitlines()[-1].startswith(f"files: {tmp_path}/")
+    assert err == "" and "GPU available" not in out and "Tip" not in out
+
+
+def test_the_same_settings_choose_the_same_folder_and_other_settings_another(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [EvaluationCLI([*small, *more]).output for more in ([], ["--data.batch_size=2"], ["--model.seed=1"])]
+    assert folders[0] == folders[1] != folders[2]
+    assert folders[0].as_posix().startswith("results/tiny-random-problems-") and not any(tmp_path.iterdir())
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_ones(small, tmp_path):
+    (tmp_path / "one.yaml").write_text("model: {num_rollouts: 5, seed: 3}\n")
+    (tmp_path / "two.yaml").write_text(
+        "model: {seed: 4, sampler: {class_path: MonteCarloDropout, init_args: {p: 0.25}}}\n"
+    )
+    options = [option for option in small if "num_rollouts" not in option]
+    files = [f"--config={tmp_path / name}" for name in ("one.yaml", "two.yaml")]
+    module = EvaluationCLI([*files, *options, f"--output={tmp_path}"]).model
+    assert (module.num_rollouts, module.seed) == (5, 4) and module.engine.sampler.p == 0.25
+    module = EvaluationCLI([*files, *options, "--model.seed=9", "--model.sampler.p=0.5", f"--output={tmp_path}"]).model
+    assert module.seed == 9 and module.engine.sampler.p == 0.5
+    module = EvaluationCLI(
+        [*files, *options, "--model.sampler=AdditiveGaussianNoise", "--model.sampler.sigma=0.75"]
+    ).model
+    assert module.engine.sampler.sigma == 0.75
+
+
+def test_the_demo_is_the_default_unless_a_backbone_is_chosen(tmp_path):
+    def names(*args: str) -> list[str]:
+        return [path.name for path in base_configs(args)]
+
+    (tmp_path / "with.yaml").write_text("model: {backbone: x}\n")
+    (tmp_path / "without.yaml").write_text("model: {seed: 1}\n")
+    for args in (
+        [],
+        ["--model.seed", "1"],
+        [f"--config={tmp_path / 'without.yaml'}"],
+        ["--config", "absent.yaml"],
+        ["--config"],
+    ):
+        assert names(*args) == ["default.yaml", "demo.yaml"]
+    for args in (
+        ["--model.backbone", "x"],
+        ["--model.backbone=x"],
+        [f"--config={tmp_path / 'with.yaml'}"],
+        ["-c", f"{tmp_path / 'with.yaml'}"],
+    ):
+        assert names(*args) == ["default.yaml"]
+
+
+def test_every_option_in_the_help_has_a_sentence(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        EvaluationCLI(["--help"])
+    text = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    entries = re.findall(r"^  (--(?:model|data|trainer|output)\S*)(.*(?:\n {20,}.*)*)", text, re.MULTILINE)
+    assert len(entries) > 25
+    for option, rest in entries:
+        words = re.sub(r"\((?:required, )?type:.*", "", " ".join(rest.split()))
+        assert re.search(r"[a-z]{2,} [a-z]", words), f"{option} has no sentence: {words}"
+
+
+BAD_INPUT = {
+    "no rollout": (["--model.num_rollouts=0"], "num_rollouts must be at least 1, got 0"),
+    "a number that is none": (["--model.num_rollouts=many"], "--model.num_rollouts must be int, got many"),
+    "negative sigma": (["--model.sampler.sigma=-1"], "sigma must not be negative, got -1.0"),
+    "p of 1": (["--model.sampler=MonteCarloDropout", "--model.sampler.p=1.0"], "p must lie between 0 and 1"),
+    "unknown sampler": (["--model.sampler=Thermal"], "no class named 'Thermal'"),
+    "option of another sampler": (["--model.sampler.p=0.1"], "option 'p' is not accepted"),
+    "unknown aggregation": (["--model.aggregations=[median]"], "knows no 'median'"),
+    "unknown option": (["--model.colour=red"], "There is no option --model.colour=red"),
+    "unknown option in a file": (["--config={tmp}/unknown.yaml"], "does not accept option 'colour'"),
+    "broken file": (["--config={tmp}/broken.yaml"], "is not valid YAML"),
+    "no such config": (["--config={tmp}/absent.yaml"], "absent.yaml"),
+    "no such data": (["--data.source={tmp}/absent.jsonl"], "absent.jsonl"),
+    "no data": (["--data.source={tmp}/empty.jsonl"], "empty data set"),
+    "bad answer": (["--data.source={tmp}/bad.jsonl"], "line 2"),
+    "unknown hub id offline": (["--model.backbone=nobody/nothing"], "'nobody/nothing'"),
+    "checkpoint of another kind": (["--model.kind=codi"], "coconut checkpoint, not codi"),
+    "reward model that is none": (["--model.reward_model={checkpoint}"], "is it a backbone and not a reward model"),
+    "prompt without room": (["--model.max_answer_tokens=250"], "leaves no room"),
+    "output is a file": (["--output={tmp}/empty.jsonl"], "empty.jsonl is a file; name another folder with --output"),
+    "no such device": (["--trainer.accelerator=tpu"], "--trainer options"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    case, small, tiny_checkpoint, tmp_path, capsys, forbid_network
+):
+    (tmp_path / "unknown.yaml").write_text("model: {colour: red}\n")
+    (tmp_path / "broken.yaml").write_text("model: {colour: [}\n")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bad.jsonl").write_text('{"question": "1?", "answer": "1"}\n{"question": "2?", "answer": "two"}\n')
+    before = sorted(tmp_path.rglob("*"))
+    bad, message = BAD_INPUT[case]
+    bad = [option.format(tmp=tmp_path, checkpoint=tiny_checkpoint) for option in bad]
+    output = [] if "output" in case else [f"--output={tmp_path / 'results'}"]
+    assert evaluate(*small, *output, *bad) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_script_ends_with_code_2_and_one_line():
+    done = run_script("--model.backbone=nowhere")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr == "error: There is no folder 'nowhere': check the path, or give a hub id of the form owner/name.\n"
+    )
+
+
+def test_two_processes_give_the_records_and_metrics_of_one(small, tmp_path):
+    options = [*small, "--data.limit=11", "--data.batch_size=2"]
+    assert evaluate(*options, f"--output={tmp_path / 'one'}") == 0
+    done = run_script(*options, f"--output={tmp_path / 'two'}", "--trainer.devices=2", "--trainer.strategy=ddp")
+    assert done.returncode == 0, done.stderr
+    records, metrics = {}, {}
+    for name in ("one", "two"):
+        files = sorted((tmp_path / name / "predictions").glob("*.jsonl"))
+        assert len(files) == (2 if name == "two" else 1)
+        records[name] = sorted(line for file in files for line in file.read_text().splitlines())
+        metrics[name] = json.loads((tmp_path / name / "metrics.json").read_text())
+        del metrics[name]["throughput"]
+    assert len(records["one"]) == 11 and records["one"] == records["two"]
+    assert metrics["one"] == metrics["two"]
+    assert evaluate(*options, f"--output={tmp_path / 'two'}") == 0  # one process goes on with the files of two
+    again = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert again.pop("throughput") and again == metrics["one"]
+
+
+@pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])
+@pytest.mark.parametrize("file", ["gsm8k/test.jsonl", "gsm_hard/test.json", "multiarith/test.json"])
+def test_reference_checkpoints_are_evaluated_on_the_files_of_each_benchmark(
+    kind, file, reference, shared_data, tmp_path
+):
+    options = [f"--model.backbone={reference / kind}", f"--data.source={shared_data / file}", "--data.limit=3"]
+    options += ["--model.num_rollouts=2", "--model.max_answer_tokens=4", "--model.num_bootstrap=50"]
+    assert evaluate(*options, "--trainer.accelerator=cpu", f"--output={tmp_path}") == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["num_problems"] == 3

@@ -1,0 +1,107 @@
+"""The numbers of an evaluation as a function of its records."""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from statistics import mean
+
+import pytest
+
+from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting
+from latent_tts.evaluation import EvaluationMetrics, choose, record_scores
+from tests.records import make_record
+
+AGGREGATIONS = (MajorityVoting(), BestOfN(), WeightedVoting())
+RECORDS = [make_record(seed, search=True) for seed in range(12)]
+
+
+def summary(records, aggregations=AGGREGATIONS, num_rollouts=4, searches=("beam_search@2x2",), **kwargs):
+    metrics = EvaluationMetrics(num_rollouts, 3, aggregations, searches, num_bootstrap=200, **kwargs)
+    for record in records:
+        metrics.update_from_record(record)
+    return metrics.compute()
+
+
+def test_coverage_single_and_best_of_n_equal_a_loop_over_all_subsets():
+    """Every k-subset of the 4 rollouts is listed: covered if any is right, best-of-N right if its best-scored one is."""
+    found = summary(RECORDS)
+    for k in (1, 2, 4):
+        covered, best = [], []
+        for record in RECORDS:
+            subsets = list(combinations(record["rollouts"], k))
+            covered.append(mean(any(r["correct"] for r in subset) for subset in subsets))
+            best.append(mean(max(subset, key=lambda r: sum(r["step_scores"]))["correct"] for subset in subsets))
+        assert found["coverage"][str(k)] == pytest.approx(mean(covered), abs=1e-6)
+        assert found["accuracy"]["best_of_n"][str(k)] == pytest.approx(mean(best), abs=1e-6)
+    assert found["accuracy"]["single"] == found["coverage"]["1"] == found["accuracy"]["majority_voting"]["1"]
+    assert found["accuracy"]["greedy"] == pytest.approx(0.5)
+    assert found["accuracy"]["beam_search"] == {"2x2": pytest.approx(1 / 3, abs=1e-6)}
+
+
+def test_rates_diversity_and_compute_are_plain_means():
+    """Per problem 10 positions shared and 5 a rollout, for scores 9 and 3 more; a step that no pair of rollouts has is null."""
+    found = summary(RECORDS)
+    answers = [rollout["answer"] for record in RECORDS for rollout in record["rollouts"]]
+    assert found["invalid_answer_rate"] == pytest.approx(answers.count(None) / len(answers), abs=1e-6)
+    assert found["diversity"] == {"mean": 0.375, "per_step": [0.25, 0.5, None]}
+    assert (
+        found["token_steps"]["rollouts"] == found["token_steps"]["majority_voting"] == {"1": 15.0, "2": 20.0, "4": 30.0}
+    )
+    assert found["token_steps"]["best_of_n"] == {"1": 27.0, "2": 35.0, "4": 51.0}
+    assert found["token_steps"]["greedy"] == 15.0 and found["token_steps"]["beam_search"] == {"2x2": 45.5}
+    assert (found["num_problems"], found["num_rollouts"]) == (12, 4)
+
+
+def test_head_room_is_the_share_of_the_way_from_a_single_rollout_to_coverage():
+    found = summary(RECORDS)
+    single, top = found["accuracy"]["single"], found["coverage"]["4"]
+    for name in ("majority_voting", "best_of_n", "weighted_voting"):
+        share = (found["accuracy"][name]["4"] - single) / (top - single)
+        assert found["head_room_recovered"][name] == pytest.approx(share, abs=1e-4)
+    assert "beam_search@2x2" in found["head_room_recovered"]
+
+
+def test_the_order_of_the_records_changes_nothing():
+    assert summary(RECORDS) == summary(RECORDS[::-1])
+
+
+def test_records_read_back_from_json_give_the_same_numbers():
+    assert summary(json.loads(json.dumps(RECORDS))) == summary(RECORDS)
+
+
+def test_intervals_hold_their_values_and_differences_are_paired():
+    found = summary(RECORDS)
+    for name, (low, high) in found["confidence_interval"].items():
+        method, _, k = name.partition("@")
+        value = found["coverage"][k] if method == "coverage" else found["accuracy"][method]
+        value = value[k] if isinstance(value, dict) else value
+        assert low <= value <= high
+    assert set(found["difference_to_majority_voting"]) == {
+        "greedy", "single", "best_of_n@4", "weighted_voting@4", "beam_search@2x2",
+    }  # fmt: skip
+    gap = found["accuracy"]["best_of_n"]["4"] - found["accuracy"]["majority_voting"]["4"]
+    assert found["difference_to_majority_voting"]["best_of_n@4"]["mean"] == pytest.approx(gap, abs=1e-5)
+
+
+def test_one_rollout_without_scores_is_enough():
+    records = [make_record(seed, num_rollouts=1, scored=False) for seed in range(3)]
+    found = summary(records, [MajorityVoting()], num_rollouts=1, searches=())
+    assert found["diversity"] == {"mean": None, "per_step": [None, None, None]}
+    assert found["head_room_recovered"] == {"majority_voting": None}
+    json.dumps(found, allow_nan=False)
+
+
+def test_scores_of_rollouts_of_different_lengths_are_masked():
+    record = make_record(0)
+    record["rollouts"][0] |= {"step_scores": [2.0]}
+    record["rollouts"][1] |= {"step_scores": [1.0, -1.0, 0.5]}
+    scores, mask = record_scores(record)
+    assert scores[0].tolist() == [2.0, 0.0, 0.0] and mask[0].tolist() == [True, False, False] and mask[1].all()
+
+
+def test_chosen_answers_are_those_of_the_aggregations():
+    record = make_record(1)
+    best = max(record["rollouts"], key=lambda rollout: sum(rollout["step_scores"]))
+    assert choose(record, AGGREGATIONS)["best_of_n"] == best["answer"]
+    assert set(choose(record, AGGREGATIONS)) == {"majority_voting", "best_of_n", "weighted_voting"}

@@ -1,0 +1,125 @@
+"""Tables, report and figures: every number is there, in the width of a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from latent_tts import report
+from latent_tts.aggregation import BestOfN, MajorityVoting
+from latent_tts.evaluation import EvaluationMetrics
+from tests.records import make_record
+
+
+def make_metrics(num_rollouts: int = 16, search: bool = True):
+    metrics = EvaluationMetrics(
+        num_rollouts, 3, [MajorityVoting(), BestOfN("mean")], ["beam_search@2x2"] * search, num_bootstrap=100
+    )
+    for seed in range(8):
+        metrics.update_from_record(make_record(seed, num_rollouts, search=search))
+    return metrics.compute() | {"throughput": {"rollouts_per_second": 118.04}}
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    return make_metrics()
+
+
+def console_text(metrics, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for table in report.console_tables(metrics):
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_the_console_tables_have_a_row_for_every_strategy_and_a_column_for_every_k(metrics):
+    text = console_text(metrics)
+    for name in ("greedy", "single rollout", "coverage", "majority voting", "best-of-N mean", "beam search @ 2x2"):
+        assert re.search(rf"^ +{name} ", text, re.MULTILINE), name
+    assert re.search(r"k = 1 .*k = 2 .*k = 4 .*k = 8 .*k = 16", text)
+
+
+@pytest.mark.parametrize("num_rollouts", [16, 64])
+def test_the_console_tables_fit_in_80_columns_without_cutting_a_number(num_rollouts):
+    metrics = make_metrics(num_rollouts)
+    text = console_text(metrics)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert f"{100 * metrics['coverage']['16']:.1f}" in text
+
+
+def test_the_interval_stands_below_its_value(metrics):
+    low, high = metrics["confidence_interval"]["coverage@1"]
+    lines = console_text(metrics).splitlines()
+    row = next(i for i, line in enumerate(lines) if "coverage " in line)
+    assert f"{100 * metrics['coverage']['1']:.1f}" in lines[row]
+    assert f"{100 * low:.1f}{report.DASH}{100 * high:.1f}" in lines[row + 1]
+
+
+def test_the_report_holds_the_tables_the_facts_and_the_figures(metrics):
+    text = report.markdown(metrics, {"backbone": "tiny"}, {"accuracy": "figures/accuracy.png"})
+    assert "- backbone: tiny" in text and "![accuracy](figures/accuracy.png)" in text
+    assert "8 problems, 16 rollouts each, 118.0 rollouts per second" in text and "invalid answers: " in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {row.count("|") for row in rows} == {7, 6}  # the table over k, then the one of all strategies
+    low, high = metrics["confidence_interval"]["greedy"]
+    assert (
+        f"| greedy | {100 * metrics['accuracy']['greedy']:.1f} ({100 * low:.1f}{report.DASH}{100 * high:.1f}) |" in text
+    )
+
+
+def test_every_strategy_is_listed_with_its_own_compute(metrics):
+    rows = {row.name: row for row in report.strategies(metrics)}
+    assert list(rows) == [
+        "greedy",
+        "single",
+        "majority_voting@16",
+        "best_of_n_mean@16",
+        "beam_search@2x2",
+        "coverage@16",
+    ]
+    assert rows["beam_search@2x2"].token_steps == metrics["token_steps"]["beam_search"]["2x2"]
+    assert rows["greedy"].token_steps == 15 and rows["majority_voting@16"].token_steps == 90
+    assert rows["best_of_n_mean@16"].token_steps == 90 + 57
+    assert rows["majority_voting@16"].difference is None and rows["best_of_n_mean@16"].difference is not None
+    assert rows["best_of_n_mean@16"].head_room == metrics["head_room_recovered"]["best_of_n_mean"]
+
+
+def test_figures_are_the_same_bytes_every_time(metrics, tmp_path):
+    paths = report.save_figures(report.figures(metrics), tmp_path / "a" / "figures")
+    again = report.save_figures(report.figures(metrics), tmp_path / "b" / "figures")
+    assert paths == again == {name: f"figures/{name}.png" for name in ("accuracy", "compute", "diversity")}
+    for path in paths.values():
+        content = (tmp_path / "a" / path).read_bytes()
+        assert content.startswith(b"\x89PNG") and content == (tmp_path / "b" / path).read_bytes()
+
+
+def test_the_accuracy_figure_has_a_curve_for_coverage_and_every_aggregation(metrics):
+    axes = report.figures(metrics)["accuracy"].axes[0]
+    curves = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert {"coverage", "majority voting", "best-of-N mean", "greedy"} <= set(curves)
+    assert list(curves["coverage"]) == pytest.approx([100 * v for v in metrics["coverage"].values()])
+
+
+def test_one_rollout_makes_a_report_too(tmp_path):
+    metrics = make_metrics(num_rollouts=1, search=False)
+    metrics["throughput"]["rollouts_per_second"] = None
+    figures = report.figures(metrics)
+    assert set(figures) == {"accuracy", "compute"}
+    text = report.markdown(metrics, {}, report.save_figures(figures, tmp_path / "figures"))
+    assert "k = 1 |" in text and "8 problems, 1 rollouts each\n" in text and console_text(metrics)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("single", "single rollout"),
+        ("best_of_n@4", "best-of-N @ 4"),
+        ("best_of_n_mean", "best-of-N mean"),
+        ("beam_search@4x4", "beam search @ 4x4"),
+    ],
+)
+def test_names_are_spelled_for_people(name, text):
+    assert report.label(name) == text

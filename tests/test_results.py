@@ -1,0 +1,171 @@
+"""Records on disk: nothing lost, nothing twice, whatever a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from latent_tts.errors import UserError
+from latent_tts.results import (
+    FinishedProblems,
+    RecordWriter,
+    check_folder,
+    cut_torn_line,
+    differences,
+    flatten,
+    prediction_path,
+    read_records,
+    rounded,
+    significant,
+    write_settings,
+)
+
+RECORDS = [{"problem_id": f"p{i}", "question": "Wie viele Äpfel? {}", "scores": [0.5, -1.25]} for i in range(3)]
+
+
+def write(path: Path, records) -> None:
+    writer = RecordWriter(path)
+    for record in records:
+        writer.append(record)
+    writer.close()
+
+
+def test_records_are_read_as_they_were_written(tmp_path):
+    write(tmp_path / "a" / "rank-00000.jsonl", RECORDS)
+    assert list(read_records([tmp_path / "a" / "rank-00000.jsonl"])) == RECORDS
+
+
+def test_a_record_is_on_disk_when_append_returns(tmp_path):
+    writer = RecordWriter(tmp_path / "r.jsonl")
+    writer.append(RECORDS[0])
+    assert list(read_records([tmp_path / "r.jsonl"])) == RECORDS[:1]
+    writer.close()
+
+
+def test_no_file_is_made_before_the_first_record(tmp_path):
+    RecordWriter(tmp_path / "r.jsonl").close()
+    assert not any(tmp_path.iterdir())
+
+
+def test_wherever_a_kill_tears_the_last_line_the_whole_ones_are_kept_and_the_file_can_be_gone_on_with(tmp_path):
+    path = tmp_path / "r.jsonl"
+    write(path, RECORDS)
+    whole = path.read_bytes()
+    start_of_last = whole[:-1].rindex(b"\n") + 1
+    for end in range(start_of_last, len(whole)):
+        path.write_bytes(whole[:end])
+        assert list(read_records([path])) == (RECORDS if end == len(whole) - 1 else RECORDS[:2])
+        cut_torn_line(path)
+        assert path.read_bytes() == whole[:start_of_last]
+        write(path, RECORDS[2:])
+        assert path.read_bytes() == whole
+
+
+def test_zeros_that_a_power_cut_leaves_are_cut_off(tmp_path):
+    path = tmp_path / "r.jsonl"
+    write(path, RECORDS)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\0" * 100)
+    assert list(read_records([path])) == RECORDS
+    cut_torn_line(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"problem_id": "a"}\n{"problem_id": \n{"problem_id": "c"}\n')
+    with pytest.raises(UserError, match="Line 2 of .*r.jsonl"):
+        list(read_records([path]))
+
+
+def test_two_writers_of_one_file_are_refused(tmp_path):
+    first = RecordWriter(tmp_path / "r.jsonl")
+    first.append(RECORDS[0])
+    with pytest.raises(UserError, match="Another run"):
+        RecordWriter(tmp_path / "r.jsonl").append(RECORDS[1])
+    first.close()
+    write(tmp_path / "r.jsonl", RECORDS[1:])
+    assert list(read_records([tmp_path / "r.jsonl"])) == RECORDS
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_every_record_is_counted_by_exactly_one_rank_of_any_world(tmp_path, world_size):
+    for rank in range(3):
+        write(prediction_path(tmp_path, rank), [{"problem_id": f"{rank}-{i}"} for i in range(rank + 1)])
+    shares = [FinishedProblems(tmp_path, rank, world_size) for rank in range(world_size)]
+    counted = [record["problem_id"] for share in shares for record in share.records_to_count()]
+    assert sorted(counted) == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
+    assert all(share.ids == set(counted) and len(share) == 6 and "2-1" in share for share in shares)
+
+
+def test_the_files_of_ranks_that_no_longer_exist_are_mended_too(tmp_path):
+    for rank in range(3):
+        write(prediction_path(tmp_path, rank), [{"problem_id": f"{rank}"}])
+        with prediction_path(tmp_path, rank).open("a") as file:
+            file.write('{"problem_id": "to')
+    for rank in range(2):
+        FinishedProblems(tmp_path, rank, world_size=2)
+    assert all(prediction_path(tmp_path, rank).read_text() == f'{{"problem_id": "{rank}"}}\n' for rank in range(3))
+
+
+def test_a_problem_that_is_there_twice_is_refused(tmp_path):
+    for rank in range(2):
+        write(prediction_path(tmp_path, rank), RECORDS[:1])
+    with pytest.raises(UserError, match="p0 twice"):
+        FinishedProblems(tmp_path)
+
+
+def test_a_changed_setting_is_refused_with_its_name_and_both_values(tmp_path):
+    settings = {"model.seed": 0, "model.sampler.sigma": 0.5, "data.limit": 10}
+    check_folder(tmp_path, settings)
+    write_settings(tmp_path, settings)
+    check_folder(tmp_path, settings)
+    with pytest.raises(
+        UserError, match=r"model.sampler.sigma was 0.5 and is 0.25 now; model.new was null and is \"a\" now"
+    ):
+        check_folder(tmp_path, settings | {"model.sampler.sigma": 0.25, "model.new": "a"})
+
+
+@pytest.mark.parametrize("key", ["data.limit", "data.size"])
+@pytest.mark.parametrize(
+    ("stored", "current", "allowed"), [(10, 20, True), (10, None, True), (10, 9, False), (None, 9, False)]
+)
+def test_a_run_may_go_on_with_more_problems_but_not_with_fewer(key, stored, current, allowed):
+    assert (not differences({key: stored}, {key: current})) == allowed
+    assert differences({"model.seed": 1}, {"model.seed": 2})
+
+
+def test_settings_survive_the_way_through_json(tmp_path):
+    settings = flatten({"model": {"templates": (1, 2), "options": {}}, "data": {"a": {"b": None}}})
+    assert settings == {"model.templates": (1, 2), "model.options": {}, "data.a.b": None}
+    write_settings(tmp_path, json.loads(json.dumps(settings)))
+    check_folder(tmp_path, settings)
+
+
+def test_predictions_without_their_settings_are_not_gone_on_with(tmp_path):
+    write(prediction_path(tmp_path, 0), RECORDS)
+    with pytest.raises(UserError, match="without settings.json"):
+        check_folder(tmp_path, {})
+
+
+def test_a_file_in_place_of_the_output_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+        with pytest.raises(UserError, match="file is a file; name another folder with --output"):
+            check_folder(output, {})
+
+
+def test_a_folder_without_permission_to_write_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write everywhere
+    with pytest.raises(UserError, match="is not writable"):
+        check_folder(tmp_path / "new", {})
+
+
+def test_floats_are_stored_to_six_significant_digits_and_everything_else_as_it_is():
+    assert significant(0.123456789) == 0.123457 and significant(123456789.0) == 123457000.0
+    assert rounded({"a": [1 / 3, 7, True, None, "x"], "b": (2 / 3,)}) == {
+        "a": [0.333333, 7, True, None, "x"],
+        "b": [0.666667],
+    }

@@ -1,0 +1,196 @@
+"""Annotation runs: every problem once whatever happens to the run, and what is stored is what was computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from callbacks.annotation_writer import WriteAnnotations
+from latent_tts.annotation_store import AnnotationStore
+from latent_tts.errors import UserError
+from latent_tts.rollout import RolloutEngine
+from latent_tts.sampling import AdditiveGaussianNoise
+from latent_tts.values import annotate
+from lightning_modules.annotation_cli import AnnotationCLI
+from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def backbone_folder(tiny_backbone, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("coconut", "gpt2", num_latents=2).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def problems_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "problems.jsonl"
+    lines = [{"question": f"{'What is ' * (i % 3)}{i} + {i * i}?", "answer": f"#### {i + i * i}"} for i in range(13)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def arguments(backbone_folder, problems_file, tmp_path) -> list[str]:
+    options = {
+        "model.backbone": backbone_folder, "model.num_rollouts": 2, "model.num_continuations": 3,
+        "model.max_answer_tokens": 3, "data.source": problems_file, "data.batch_size": 3, "shard_size": 2,
+        "output": tmp_path / "annotations", "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false",
+    }  # fmt: skip
+    return [f"--{key}={value}" for key, value in options.items()]
+
+
+def assert_same(left: AnnotationStore, right: AnnotationStore) -> None:
+    assert left.problem_ids == right.problem_ids
+    for one, other in zip(left, right, strict=True):
+        assert list(one.answers) == list(other.answers)
+        assert torch.equal(one.latents, other.latents)  # batches are the same, so results are to the last bit
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.correct, other.correct)
+
+
+def test_the_store_holds_what_annotate_computes(arguments, backbone_folder, tmp_path, capsys):
+    cli = AnnotationCLI(arguments)
+    cli.run()
+    assert "13 annotated problems in" in capsys.readouterr().out
+    store = AnnotationStore(tmp_path / "annotations")
+    assert len(store) == 13
+    store.require(backbone_fingerprint=cli.model.backbone.fingerprint(), num_rollouts=2, num_continuations=3)
+    engine = RolloutEngine(cli.model.backbone, AdditiveGaussianNoise(0.5), max_answer_tokens=3)
+    for problem in store[:4]:
+        alone = annotate(engine, [problem.question], [problem.gold], 2, 3, problem_ids=[problem.problem_id])
+        torch.testing.assert_close(problem.latents, alone.rollouts.latents[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(problem.values, alone.values[0])
+        assert list(problem.answers) == alone.rollouts.answers[0]
+    index = json.loads((tmp_path / "annotations" / "index.json").read_text())
+    assert index["num_problems"] == 13
+
+
+@pytest.mark.parametrize("batches_before", [0, 1, 3])
+def test_a_run_killed_after_any_batch_is_continued_exactly_once(batches_before, arguments, tmp_path, monkeypatch):
+    whole = tmp_path / "whole"
+    AnnotationCLI([*arguments, f"--output={whole}"]).run()
+
+    class Killed(BaseException):
+        """Not an exception that anything on the way would tidy up after."""
+
+    calls = iter(range(100))
+    original = RolloutAnnotationModule.predict_step
+
+    def dying(self, batch, batch_idx=0):
+        if next(calls) == batches_before:
+            raise Killed
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutAnnotationModule, "predict_step", dying)
+        patch.setattr(WriteAnnotations, "_close", lambda self: None)  # what is in memory is lost
+        with pytest.raises(Killed):
+            AnnotationCLI(arguments).run()
+    assert len(list((tmp_path / "annotations").glob("shard-*"))) == 3 * batches_before // 2
+    calls = iter(range(100, 200))
+    computed: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            RolloutAnnotationModule,
+            "predict_step",
+            lambda self, batch, batch_idx=0: computed.extend(p.problem_id for p in batch) or original(self, batch),
+        )
+        AnnotationCLI(arguments).run()
+    assert len(computed) == 13 - 3 * (3 * batches_before // 2 * 2 // 3)  # whole batches that are stored are left out
+    assert_same(AnnotationStore(tmp_path / "annotations"), AnnotationStore(whole))
+
+
+def test_a_finished_run_computes_nothing_and_a_longer_one_only_what_is_missing(arguments, tmp_path, monkeypatch):
+    AnnotationCLI([*arguments, "--data.limit=6"]).run()
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "annotations").glob("shard-*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutAnnotationModule, "predict_step", lambda *_: 1 / 0)
+        AnnotationCLI([*arguments, "--data.limit=6"]).run()
+    AnnotationCLI(arguments).run()
+    store = AnnotationStore(tmp_path / "annotations")
+    assert len(store) == len(set(store.problem_ids)) == 13
+    assert all((tmp_path / "annotations" / name).read_bytes() == content for name, content in shards.items())
+
+
+def test_an_interrupted_run_keeps_all_it_has_computed(arguments, tmp_path, monkeypatch):
+    calls = iter(range(100))
+    original = RolloutAnnotationModule.predict_step
+
+    def interrupted(self, batch, batch_idx=0):
+        if next(calls) == 2:
+            raise RuntimeError("power is going")
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(RolloutAnnotationModule, "predict_step", interrupted)
+    with pytest.raises(RuntimeError, match="power is going"):
+        AnnotationCLI([*arguments, "--shard_size=64"]).run()
+    assert len(AnnotationStore(tmp_path / "annotations")) == 6
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.seed=1", "seed=0, this run asks for seed=1"),
+        ("--model.num_continuations=4", "num_continuations=3, this run asks for num_continuations=4"),
+        ("--model.sampler.init_args.sigma=0.4", "sigma"),
+        ("--model.num_latents=3", "num_latents=2"),
+        ("--data.skip_bad_rows=true", "data="),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_and_stays_as_it_is(option, message, arguments, tmp_path):
+    AnnotationCLI([*arguments, "--data.limit=3"]).run()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "annotations").iterdir()}
+    with pytest.raises(UserError, match=message):
+        AnnotationCLI([*arguments, option]).run()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "annotations").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.num_rollouts=0", "--model.num_rollouts is 0: it must be at least 1"),
+        ("--model.num_continuations=-1", "--model.num_continuations is -1"),
+        ("--model.max_rows=0", "--model.max_rows is 0"),
+        ("--model.last=first", "model.last"),
+        ("--model.backbone=nowhere", "no folder 'nowhere'"),
+        ("--shard_size=0", "shard_size is 0"),
+        ("--data.source=gsm-symbolic --data.split=dev", "gsm-symbolic has no split 'dev'"),
+    ],
+)
+def test_bad_options_are_refused_in_one_sentence(option, message, arguments):
+    with pytest.raises(UserError, match=message):
+        AnnotationCLI([*arguments, *option.split()]).run()
+
+
+def test_two_processes_write_what_one_would(arguments, tmp_path):
+    """The command itself, on two gloo processes, after a first part on one."""
+    AnnotationCLI([*arguments, f"--output={tmp_path / 'one'}"]).run()
+    AnnotationCLI([*arguments, "--data.limit=5"]).run()
+    command = [sys.executable, "evaluate.py", "annotate", *arguments, "--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("13 annotated problems") == 1
+    ranks = {path.name.split("-")[1] for path in (tmp_path / "annotations").glob("shard-*")}
+    assert ranks == {"00000", "00001"}
+    one, two = AnnotationStore(tmp_path / "one"), AnnotationStore(tmp_path / "annotations")
+    assert one.problem_ids == two.problem_ids
+    for left, right in zip(one, two, strict=True):
+        torch.testing.assert_close(left.latents, right.latents, rtol=1e-4, atol=1e-5)
+        assert torch.equal(left.values, right.values)
+
+
+def test_every_shipped_configuration_is_accepted(tmp_path, backbone_folder):
+    for path in (ROOT / "configs" / "annotate").glob("*.yaml"):
+        cli = AnnotationCLI([f"--config={path}", f"--model.backbone={backbone_folder}", f"--output={tmp_path}"])
+        assert cli.model.num_rollouts >= 2  # a contrastive loss compares rollouts
+    assert not list(tmp_path.iterdir())
