@@ -120,7 +120,11 @@ def compare(args: argparse.Namespace, num_continuations: int) -> dict[str, Any]:
         return row | dict.fromkeys(names) | {"GFLOP/s of GEMM": rate / 1e9}
     repeats = {"repeats": args.reference_repeats, "which": "reference"}
     reference = in_fresh_process("benchmarks.annotation", job | repeats)
-    figures = (args.problems / reference["seconds"], reference["memory"] / 2**20, reference["seconds"] / ours["seconds"])
+    figures = (
+        args.problems / reference["seconds"],
+        reference["memory"] / 2**20,
+        reference["seconds"] / ours["seconds"],
+    )
     return row | dict(zip(names, figures, strict=True)) | {"GFLOP/s of GEMM": rate / 1e9}
 
 

@@ -107,7 +107,13 @@ def main() -> None:
     add("--num-rollouts", type=int, nargs="+", default=[4, 8, 16], help="values of N (default: %(default)s)")
     add("--num-continuations", type=int, nargs="+", default=[1, 4, 16, 64], help="values of M (default: %(default)s)")
     add("--problems", type=int, default=48, help="gsm-symbolic problems (default: %(default)s)")
-    add("--templates", type=int, nargs="+", default=[43, 48, 10, 78, 62, 58, 9, 34, 95, 16, 31, 72], help="their templates")
+    add(
+        "--templates",
+        type=int,
+        nargs="+",
+        default=[43, 48, 10, 78, 62, 58, 9, 34, 95, 16, 31, 72],
+        help="their templates",
+    )
     add("--split", default="train", help="their split (default: %(default)s)")
     add("--seed", type=int, default=2, help="their seed (default: %(default)s)")
     add("--sigma", type=float, default=0.5, help="additive noise (default: %(default)s)")

@@ -22,7 +22,9 @@ def main() -> None:
     from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="checkpoints/tiny-coconut", help="folder or hub id (default: %(default)s)")
+    parser.add_argument(
+        "--backbone", default="checkpoints/tiny-coconut", help="folder or hub id (default: %(default)s)"
+    )
     parser.add_argument("--templates", type=int, nargs="+", help="GSM-Symbolic templates (default: all that parse)")
     parser.add_argument("--problems", type=int, default=200, help="number of problems (default: %(default)s)")
     parser.add_argument("--num-rollouts", type=int, default=16, help="N (default: %(default)s)")

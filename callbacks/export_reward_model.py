@@ -1,6 +1,6 @@
 """From a Lightning checkpoint to a reward model's folder.
 
-    python -m callbacks.export_reward_model runs/latent-rm-tiny/checkpoints/best.ckpt --out checkpoints/tiny-latent-rm
+python -m callbacks.export_reward_model runs/latent-rm-tiny/checkpoints/best.ckpt --out checkpoints/tiny-latent-rm
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class ExportRewardModel(Callback):
         assert isinstance(pl_module, LatentRMModule)
         best = best_checkpoint(trainer)
         if best is not None:
-            pl_module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"], strict=True)
+            pl_module.load_state_dict(
+                torch.load(best, map_location="cpu", weights_only=True)["state_dict"], strict=True
+            )
         pl_module.reward_model.save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
         rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
 
@@ -62,7 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the reward model of a training checkpoint as a folder.")
     parser.add_argument("checkpoint", help="Lightning checkpoint of a LatentRMModule")
     parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="type the weights are stored in")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="type the weights are stored in"
+    )
     arguments = parser.parse_args()
     export_reward_model(arguments.checkpoint, arguments.out, arguments.dtype)
 

@@ -58,7 +58,9 @@ class RewardDiagnostics(Callback):
                     if len(found := scores[(step == t) & chosen]):
                         writer.add_histogram(f"scores/step_{t + 1}/{name}", found, trainer.global_step)
             writer.add_figure("val/steps", steps_figure(pl_module.curves), trainer.global_step)
-            writer.add_figure("val/calibration", calibration_figure(pl_module.curves["calibration"]), trainer.global_step)
+            writer.add_figure(
+                "val/calibration", calibration_figure(pl_module.curves["calibration"]), trainer.global_step
+            )
 
 
 def score_rows(scores: Tensor, correct: Tensor, mask: Tensor) -> Tensor:

@@ -155,7 +155,11 @@ class AnnotatedRolloutDataModule(LightningDataModule):
     def _loader(self, problems: AnnotatedRollouts, sampler: Any) -> DataLoader[Any]:
         # A sampler of index lists in place of a batch sampler: Lightning then sets its epoch and leaves it in place.
         return DataLoader(
-            problems, batch_size=None, sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0
+            problems,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
         )
 
     def _splits_off(self, question: str) -> bool:

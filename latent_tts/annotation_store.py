@@ -81,7 +81,9 @@ class AnnotationSettings:
 
     def differences(self, other: AnnotationSettings) -> list[str]:
         """Names of the fields in which two settings differ."""
-        mine, theirs = (json.loads(json.dumps(dataclasses.asdict(one))) for one in (self, other))  # tuples read back as lists
+        mine, theirs = (
+            json.loads(json.dumps(dataclasses.asdict(one))) for one in (self, other)
+        )  # tuples read back as lists
         return [name for name in mine if mine[name] != theirs[name]]
 
 
@@ -267,11 +269,15 @@ def write_index(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def read_settings(folder: str | os.PathLike[str]) -> AnnotationSettings:
     path = Path(folder) / SETTINGS_FILE
     if not path.is_file():
-        raise UserError(f"{folder} holds no annotations ({SETTINGS_FILE} is missing); run the annotation with this output folder")
+        raise UserError(
+            f"{folder} holds no annotations ({SETTINGS_FILE} is missing); run the annotation with this output folder"
+        )
     try:
         return AnnotationSettings(**json.loads(path.read_text()))
     except (json.JSONDecodeError, TypeError) as error:
-        raise UserError(f"{path} is not readable as annotation settings ({error}); annotate into another folder") from error
+        raise UserError(
+            f"{path} is not readable as annotation settings ({error}); annotate into another folder"
+        ) from error
 
 
 def _check_record(problem: AnnotatedProblem, settings: AnnotationSettings) -> None:
@@ -352,7 +358,9 @@ def _open_stamped(path: str, stamp: tuple[int, int], process: int) -> pq.Parquet
 
 def _open(shard: Path) -> pq.ParquetFile:
     stat = shard.stat()
-    return _open_stamped(str(shard), (stat.st_size, stat.st_mtime_ns), os.getpid())  # an open file is not shared by a fork
+    return _open_stamped(
+        str(shard), (stat.st_size, stat.st_mtime_ns), os.getpid()
+    )  # an open file is not shared by a fork
 
 
 def _read(shard: Path, columns: list[str], digest: str) -> pa.Table:
@@ -362,7 +370,9 @@ def _read(shard: Path, columns: list[str], digest: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise _damaged(shard) from error
     if (file.schema_arrow.metadata or {}).get(_METADATA_KEY) != digest.encode():
-        raise UserError(f"{shard} was made with other settings than {SETTINGS_FILE} beside it says; move it out of the folder")
+        raise UserError(
+            f"{shard} was made with other settings than {SETTINGS_FILE} beside it says; move it out of the folder"
+        )
     return table
 
 
@@ -371,7 +381,9 @@ def _column(shard: Path, name: str, digest: str) -> list[Any]:
 
 
 def _damaged(shard: Path) -> UserError:
-    return UserError(f"{shard} is truncated or damaged; delete it and run the annotation again, which redoes only its problems")
+    return UserError(
+        f"{shard} is truncated or damaged; delete it and run the annotation again, which redoes only its problems"
+    )
 
 
 def _check_index(folder: Path, shards: list[Path]) -> None:

@@ -12,12 +12,12 @@ This is the only file that touches a transformers ``Cache``. Not supported: slid
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -42,7 +42,7 @@ def attention_with_shared_prefix(
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    return shared_prefix.attend(int(module.layer_idx), query, scaling), None
+    return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
 
 
 AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
@@ -70,8 +70,8 @@ class SharedPrefixCache(Cache):
     @classmethod
     def from_prompt(cls, cache: DynamicCache, mask: Tensor) -> SharedPrefixCache:
         """Takes over the keys and values of a prompt pass with right-padded prompts; mask (P, L) bool."""
-        prefix = [(layer.keys, layer.values) for layer in cache.layers]
-        return cls(prefix, None if bool(mask.all()) else mask)  # type: ignore[arg-type]
+        prefix = [(layer.keys, layer.values) for layer in cast(list[DynamicLayer], cache.layers)]
+        return cls(prefix, None if bool(mask.all()) else mask)
 
     @property
     def num_groups(self) -> int:

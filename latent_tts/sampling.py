@@ -7,12 +7,10 @@ counted from the end of the prompt, and the site in the model.
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from latent_tts.backbones.base import LatentBackbone
@@ -27,7 +25,7 @@ _FFN_OUTPUTS = ("mlp.c_proj", "mlp.down_proj")
 _ATTENTION_OUTPUTS = ("attn.c_proj", "self_attn.o_proj")
 
 
-class Sampler(ABC):
+class Sampler:
     """One way to draw different latent thoughts from the same problem."""
 
     random_pass: ClassVar[bool] = False  # True: the pass that makes a latent is random, so every rollout runs its own

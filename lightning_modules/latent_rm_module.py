@@ -93,7 +93,9 @@ class LatentRMModule(LightningModule):
         """Refuses annotations that another backbone made, or that lack what the loss needs."""
         data, model = self.trainer.datamodule, self.reward_model  # type: ignore[attr-defined]
         if not isinstance(data, AnnotatedRolloutDataModule):
-            raise UserError(f"a reward model is trained with AnnotatedRolloutDataModule as --data, not {type(data).__name__}")
+            raise UserError(
+                f"a reward model is trained with AnnotatedRolloutDataModule as --data, not {type(data).__name__}"
+            )
         data.require(
             hidden_size=model.hidden_size,
             num_latents=model.num_latents,
@@ -147,7 +149,9 @@ class LatentRMModule(LightningModule):
         optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
-            raise UserError("the learning rate falls over the whole training: give its length, --trainer.max_epochs or max_steps")
+            raise UserError(
+                "the learning rate falls over the whole training: give its length, --trainer.max_epochs or max_steps"
+            )
         scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, int(total), self.warmup_share))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

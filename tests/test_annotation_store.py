@@ -134,7 +134,9 @@ def test_a_run_killed_at_any_moment_is_continued_exactly_once(tmp_path: Path) ->
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_kill_between_writing_and_renaming_leaves_nothing_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_between_writing_and_renaming_leaves_nothing_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 

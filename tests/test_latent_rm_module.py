@@ -120,7 +120,9 @@ def weights_of(module: LatentRMModule) -> dict[str, torch.Tensor]:
 def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(value, other[name], atol=tolerance, rtol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            value, other[name], atol=tolerance, rtol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path: Path) -> None:
@@ -129,7 +131,12 @@ def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path:
     logger = TensorBoardLogger(tmp_path, name="tb", version="")
     diagnostics = RewardDiagnostics()
     trainer, module = fit(
-        workplace, [checkpoint, export, diagnostics], max_epochs=12, logger=logger, check_val_every_n_epoch=3, log_every_n_steps=1
+        workplace,
+        [checkpoint, export, diagnostics],
+        max_epochs=12,
+        logger=logger,
+        check_val_every_n_epoch=3,
+        log_every_n_steps=1,
     )
     measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
     assert measured["val/chance"] < 0.6 and measured["val/coverage"] > 0.8
@@ -139,8 +146,16 @@ def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path:
     state = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
     assert torch.equal(exported.classifier.weight, state["reward_model.classifier.weight"])
     export_reward_model(checkpoint.best_model_path, tmp_path / "again")
-    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "model" / "model.safetensors").read_bytes()
-    assert tensorboard_tags(tmp_path / "tb") >= {"train/loss", "val/loss", "val/recall_at_1", "val/steps", "scores/step_1/right"}
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "model" / "model.safetensors"
+    ).read_bytes()
+    assert tensorboard_tags(tmp_path / "tb") >= {
+        "train/loss",
+        "val/loss",
+        "val/recall_at_1",
+        "val/steps",
+        "scores/step_1/right",
+    }
 
 
 def tensorboard_tags(folder: Path) -> set[str]:
@@ -200,7 +215,13 @@ def test_accumulated_batches_are_one_batch(workplace: Path, tmp_path: Path) -> N
     """All problems in one batch, and in 4 micro batches whose numbers of valid steps differ: the same clipped gradient."""
     size = training_size(workplace) // 4 * 4
     fit(workplace, [SaveGradients(str(tmp_path / "whole"))], {"batch_size": size}, **ONE_STEP)
-    fit(workplace, [SaveGradients(str(tmp_path / "parts"))], {"batch_size": size // 4}, accumulate_grad_batches=4, **ONE_STEP)
+    fit(
+        workplace,
+        [SaveGradients(str(tmp_path / "parts"))],
+        {"batch_size": size // 4},
+        accumulate_grad_batches=4,
+        **ONE_STEP,
+    )
     assert_same_step(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -238,12 +259,12 @@ def test_two_processes_are_one_process(tmp_path: Path) -> None:
 
 
 def training_size(workplace: Path, leave_out_uniform: bool = True) -> int:
-    data = AnnotatedRolloutDataModule(str(workplace / "annotations"), val_share=0.25, leave_out_uniform=leave_out_uniform)
+    data = AnnotatedRolloutDataModule(
+        str(workplace / "annotations"), val_share=0.25, leave_out_uniform=leave_out_uniform
+    )
     data.setup("fit")
     assert data.train_problems is not None
     return len(data.train_problems)
-
-
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(workplace: Path, tmp_path: Path) -> None:
@@ -273,10 +294,15 @@ def test_uniform_problems_are_left_out_of_training_only(workplace: Path) -> None
 
 
 def test_the_split_is_by_question_and_complete(workplace: Path) -> None:
-    data = AnnotatedRolloutDataModule(str(workplace / "annotations"), val_share=0.25, leave_out_uniform=False, batch_size=1)
+    data = AnnotatedRolloutDataModule(
+        str(workplace / "annotations"), val_share=0.25, leave_out_uniform=False, batch_size=1
+    )
     data.setup("fit")
     assert data.train_problems is not None and data.val_problems is not None
-    parts = [{problems[[i]].questions[0] for i in range(len(problems))} for problems in (data.train_problems, data.val_problems)]
+    parts = [
+        {problems[[i]].questions[0] for i in range(len(problems))}
+        for problems in (data.train_problems, data.val_problems)
+    ]
     assert len(parts[0]) + len(parts[1]) == PROBLEMS and not parts[0] & parts[1]
     assert 2 <= len(parts[1]) <= 20
 
@@ -306,7 +332,9 @@ def test_a_batch_is_padded_to_its_longest_rollout(tmp_path: Path) -> None:
 def test_a_loader_in_another_process_gives_the_same_batches(workplace: Path) -> None:
     batches = []
     for workers in (0, 1):
-        data = AnnotatedRolloutDataModule(str(workplace / "annotations"), val_share=0.25, batch_size=8, num_workers=workers)
+        data = AnnotatedRolloutDataModule(
+            str(workplace / "annotations"), val_share=0.25, batch_size=8, num_workers=workers
+        )
         data.setup("fit")
         batches.append([batch.problem_ids for batch in data.train_dataloader()])
     assert batches[0] == batches[1]

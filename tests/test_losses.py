@@ -157,7 +157,9 @@ def test_labels_are_the_values_or_the_final_correctness() -> None:
 def test_one_rollout_cannot_be_contrasted() -> None:
     with pytest.raises(UserError, match="1 rollout a problem"):
         contrastive_loss(torch.zeros(2, 1, 3), torch.ones(2, 1, 3), torch.ones(2, 1, 3, dtype=torch.bool))
-    assert int(bce_loss(torch.zeros(2, 1, 3), torch.ones(2, 1, 3), torch.ones(2, 1, 3, dtype=torch.bool)).num_terms) == 6
+    assert (
+        int(bce_loss(torch.zeros(2, 1, 3), torch.ones(2, 1, 3), torch.ones(2, 1, 3, dtype=torch.bool)).num_terms) == 6
+    )
 
 
 def test_a_problem_without_a_valid_step_is_named() -> None:

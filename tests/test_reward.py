@@ -16,10 +16,16 @@ from latent_tts.reward.heads import HEADS, AttentionHead
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference checkpoints are not here")
-QUESTIONS = ["Ann has 3 apples and eats 1. How many?", "What is 2 + 2?", "Tom runs 5 miles a day for 12 days, how far is that?"]
+QUESTIONS = [
+    "Ann has 3 apples and eats 1. How many?",
+    "What is 2 + 2?",
+    "Tom runs 5 miles a day for 12 days, how far is that?",
+]
 
 
-def tiny_backbone(architecture: str = "gpt2", kind: type[LatentBackbone] = Coconut, **options: object) -> LatentBackbone:
+def tiny_backbone(
+    architecture: str = "gpt2", kind: type[LatentBackbone] = Coconut, **options: object
+) -> LatentBackbone:
     """Two blocks of width 32 with random weights; about the same for every caller."""
     tokenizer = train_tokenizer(QUESTIONS, 300)
     config = ScratchConfig(architecture=architecture, hidden_size=32, num_layers=2, num_heads=4, max_positions=128)  # type: ignore[arg-type]
@@ -56,7 +62,9 @@ def test_the_published_layout_scores_as_the_reference() -> None:
     torch.testing.assert_close(scores, expected["step_scores"], atol=1e-4, rtol=1e-4)
     mask = torch.ones_like(expected["step_scores"], dtype=torch.bool)
     for packed in (True, False):  # left-padded, as the reference was computed
-        scores = model(expected["prompt_ids"], expected["prompt_mask"].bool(), expected["latent_thoughts"], mask, packed)
+        scores = model(
+            expected["prompt_ids"], expected["prompt_mask"].bool(), expected["latent_thoughts"], mask, packed
+        )
         torch.testing.assert_close(scores.detach(), expected["step_scores"], atol=1e-4, rtol=1e-4)
 
 
@@ -123,7 +131,9 @@ def test_the_attention_head_equals_a_loop() -> None:
             torch.testing.assert_close(scores[r, t], expected[0])
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("gpt2", Coconut), ("llama", Coconut), ("gpt2", Codi), ("llama", Colar)])
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("gpt2", Coconut), ("llama", Coconut), ("gpt2", Codi), ("llama", Colar)]
+)
 @pytest.mark.parametrize("head", HEADS)
 def test_what_is_saved_is_loaded(tmp_path: Path, architecture: str, kind: type[LatentBackbone], head: str) -> None:
     model, (latents, num_latents) = tiny_reward_model(architecture, head, kind), tiny_latents()
@@ -167,8 +177,14 @@ def test_a_new_model_starts_from_the_backbone_and_a_seed() -> None:
     [
         (lambda weights: weights.pop("transformer.ln_f.weight"), "missing: transformer.ln_f.weight"),
         (lambda weights: weights.update(extra=torch.zeros(1)), "unexpected: extra"),
-        (lambda weights: weights.update({"classifier.weight": torch.zeros(1, 16)}), r"resized: classifier.weight \(1, 16\)"),
-        (lambda weights: [weights.pop(f"classifier.{key}") for key in ("weight", "bias")], "no weights of a scoring head"),
+        (
+            lambda weights: weights.update({"classifier.weight": torch.zeros(1, 16)}),
+            r"resized: classifier.weight \(1, 16\)",
+        ),
+        (
+            lambda weights: [weights.pop(f"classifier.{key}") for key in ("weight", "bias")],
+            "no weights of a scoring head",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_listed(tmp_path: Path, change: object, message: str) -> None:

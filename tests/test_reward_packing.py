@@ -12,7 +12,9 @@ from latent_tts.reward.packing import packed_attention_mask, packed_position_ids
 from tests.test_reward import QUESTIONS, tiny_backbone, tiny_latents, tiny_reward_model
 
 
-def scores_and_gradients(model: LatentRewardModel, packed: bool, left: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+def scores_and_gradients(
+    model: LatentRewardModel, packed: bool, left: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     latents, num_latents = tiny_latents()
     mask = torch.arange(4) < num_latents.unsqueeze(-1)
     ids, prompt_mask = model.encode_prompts(QUESTIONS)
@@ -33,7 +35,9 @@ def to_left(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(
     ("architecture", "kind", "head"),
-    [("gpt2", Coconut, head) for head in HEADS] + [("llama", Coconut, head) for head in HEADS] + [("gpt2", Codi, "linear")],
+    [("gpt2", Coconut, head) for head in HEADS]
+    + [("llama", Coconut, head) for head in HEADS]
+    + [("gpt2", Codi, "linear")],
 )
 def test_packed_equals_unpacked(architecture: str, kind: type[LatentBackbone], head: str) -> None:
     model = tiny_reward_model(architecture, head, kind)

@@ -77,7 +77,7 @@ class LatentBackbone(nn.Module, ABC):
         missing = [token for token in cls.special_tokens if token not in tokenizer.get_vocab()]
         if missing:
             tokenizer.add_tokens(missing)
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        if len(tokenizer) > embedding_table(model).shape[0]:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             with torch.no_grad():
                 for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
@@ -149,7 +149,7 @@ class LatentBackbone(nn.Module, ABC):
 
     @property
     def hidden_size(self) -> int:
-        return int(self.model.get_input_embeddings().embedding_dim)
+        return embedding_table(self.model).shape[1]
 
     @property
     def max_positions(self) -> int | None:
@@ -226,6 +226,13 @@ class LatentBackbone(nn.Module, ABC):
         raise UserError(
             f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token."
         )
+
+
+def embedding_table(model: PreTrainedModel) -> Tensor:
+    """The input embeddings, (V, D)."""
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, Tensor)
+    return table
 
 
 def _fuse_activations(model: PreTrainedModel) -> None:

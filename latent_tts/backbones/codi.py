@@ -49,4 +49,5 @@ class Codi(LatentBackbone):
         }
 
     def next_latent(self, hidden: Tensor) -> Tensor:
-        return self.projector(hidden) if "projector" in self._modules else hidden
+        projector = self._modules.get("projector")
+        return hidden if projector is None else projector(hidden)

@@ -67,7 +67,9 @@ def extend(model: LatentRewardModel, state: RewardState, latents: Tensor) -> tup
     if rows != state.num_rows:
         raise ValueError(f"got latents for {rows} rows, the state has {state.num_rows}; select or repeat it first")
     model._check_length(int(state.prompt_lengths.max()) + state.num_steps, steps)
-    cache = state.cache.rewind(state.num_steps)  # shares the buffers until this pass writes, so the old state stays valid
+    cache = state.cache.rewind(
+        state.num_steps
+    )  # shares the buffers until this pass writes, so the old state stays valid
     first = state.prompt_lengths.repeat_interleave(cache.group_size) + state.num_steps  # (R,)
     cache.begin_pass(steps)
     hidden = model.transformer(

@@ -48,11 +48,15 @@ def load_reward_model(
     weights = read_safetensors(folder)
     has_projector = any(key.startswith("projector.") for key in weights)
     if not any(key.startswith("classifier.") for key in weights):
-        raise UserError(f"{folder} holds no weights of a scoring head (classifier.*): is it a backbone and not a reward model?")
+        raise UserError(
+            f"{folder} holds no weights of a scoring head (classifier.*): is it a backbone and not a reward model?"
+        )
     kind = metadata.get("kind", "codi" if has_projector else "coconut")
     head = metadata.get("head", "linear")
     if kind not in KINDS or head not in HEADS:
-        raise UserError(f"{folder / METADATA_FILE} names kind {kind!r} and head {head!r}; known: {list(KINDS)}, {list(HEADS)}.")
+        raise UserError(
+            f"{folder / METADATA_FILE} names kind {kind!r} and head {head!r}; known: {list(KINDS)}, {list(HEADS)}."
+        )
     torch_dtype = _torch_dtype(dtype)
     model = LatentRewardModel(
         AutoModel.from_config(config, dtype=torch_dtype),
@@ -91,7 +95,9 @@ def _load_strictly(model: LatentRewardModel, weights: dict[str, torch.Tensor], s
         if key in weights and weights[key].shape != targets[key].shape
     ]
     what = f"a {model.transformer.config.model_type} reward model with a {model.head_name} head"
-    report_weights(source, what, [k for k in targets if k not in weights], [k for k in weights if k not in targets], resized)
+    report_weights(
+        source, what, [k for k in targets if k not in weights], [k for k in weights if k not in targets], resized
+    )
     with torch.no_grad():
         for key, value in weights.items():
             targets[key].copy_(value)

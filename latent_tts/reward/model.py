@@ -68,7 +68,12 @@ class LatentRewardModel(nn.Module):
 
     @classmethod
     def from_backbone(
-        cls, backbone: LatentBackbone, head: HeadName = "linear", frozen: bool = False, dropout: float = 0.0, seed: int = 0
+        cls,
+        backbone: LatentBackbone,
+        head: HeadName = "linear",
+        frozen: bool = False,
+        dropout: float = 0.0,
+        seed: int = 0,
     ) -> LatentRewardModel:
         """A reward model to train, initialised from a copy of the backbone's base model; the new head from the seed.
 
@@ -237,12 +242,19 @@ class LatentRewardModel(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules by the prefix of their weights in the published layout."""
-        parts: dict[str, nn.Module] = {self.transformer.base_model_prefix: self.transformer, "classifier": self.classifier}
+        parts: dict[str, nn.Module] = {
+            self.transformer.base_model_prefix: self.transformer,
+            "classifier": self.classifier,
+        }
         return parts if self.projector is None else parts | {"projector": self.projector}
 
     def published_state_dict(self) -> dict[str, Tensor]:
         """Weights under the keys of the published layout."""
-        return {f"{prefix}.{key}": value for prefix, part in self.parts().items() for key, value in part.state_dict().items()}
+        return {
+            f"{prefix}.{key}": value
+            for prefix, part in self.parts().items()
+            for key, value in part.state_dict().items()
+        }
 
     def metadata(self) -> dict[str, Any]:
         """What the published layout leaves implicit."""
@@ -265,7 +277,9 @@ class LatentRewardModel(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in self.published_state_dict().items()}
+        state = {
+            key: value.detach().to("cpu", dtype).contiguous() for key, value in self.published_state_dict().items()
+        }
         save_file(state, folder / "model.safetensors", {"format": "pt"})
         config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
         config["dtype"] = str(dtype or self.dtype).removeprefix("torch.")

@@ -1,13 +1,13 @@
 """The N rollouts of a problem behind one copy of its prompt, in one sequence, kept apart by the attention mask.
 
-    position in the sequence   0 .. L-1      L .. L+T-1    L+T .. L+2T-1   ...
-    content                    prompt        rollout 1     rollout 2       ...
-    position id                0 .. len-1    len ..        len ..          ...     (len: real tokens of the prompt)
+position in the sequence   0 .. L-1      L .. L+T-1    L+T .. L+2T-1   ...
+content                    prompt        rollout 1     rollout 2       ...
+position id                0 .. len-1    len ..        len ..          ...     (len: real tokens of the prompt)
 
-                       keys:  prompt   rollout 1   rollout 2
-    queries: prompt           causal       -           -
-             rollout 1         all       causal        -
-             rollout 2         all         -         causal
+                   keys:  prompt   rollout 1   rollout 2
+queries: prompt           causal       -           -
+         rollout 1         all       causal        -
+         rollout 2         all         -         causal
 """
 
 from __future__ import annotations

@@ -1,0 +1,79 @@
+"""The README's commands, run as they are typed, on sizes a test can afford."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+# What each command of the whole way is given on top, in order, so that it takes seconds: sizes, and nothing else.
+SMALLER = [
+    "--num_examples 60 --model.hidden_size 32 --model.num_layers 1 --model.vocab_size 300",
+    "--model.curriculum.cot_epochs 1 --model.curriculum.epochs_per_stage 1 --trainer.max_epochs 5 --data.train_size 32"
+    " --data.val_size 4 --trainer.devices 1 --trainer.strategy auto",
+    "--data.train_size 32 --data.val_size 4 --trainer.max_epochs 6 --trainer.devices 1 --trainer.strategy auto",
+    "--data.size 24 --model.num_rollouts 4 --model.num_continuations 2 --trainer.devices 1 --trainer.strategy auto",
+    "--trainer.max_epochs 1 --data.leave_out_uniform false --data.leave_out_uniform_val false --data.batch_size 8"
+    " --trainer.devices 1 --trainer.strategy auto",
+    "--data.size 4 --model.num_rollouts 4",
+]
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of a text's bash blocks, comments left out."""
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    return [
+        line for line in (re.sub(r"\s+#.*", "", line).strip() for line in lines) if line and not line.startswith("#")
+    ]
+
+
+def run(command: str, more: str, folder: Path) -> None:
+    words = shlex.split(command)
+    assert words[0] == "python"
+    words = [str(ROOT / word) if word in ("train.py", "evaluate.py") else word for word in words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words[1:], *shlex.split(more)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+
+
+def test_the_whole_way_from_a_random_model_to_a_report(tmp_path):
+    way = commands(README.split("<!-- whole way: begin -->")[1].split("<!-- whole way: end -->")[0])
+    assert len(way) == len(SMALLER)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for command, more in zip(way, SMALLER, strict=True):
+        run(command, more, tmp_path)
+    assert (tmp_path / "checkpoints" / "tiny-coconut" / "model.safetensors").exists()
+    assert (tmp_path / "checkpoints" / "tiny-latent-rm" / "model.safetensors").exists()
+    metrics = json.loads((tmp_path / "results" / "demo" / "metrics.json").read_text())
+    assert metrics["num_problems"] == 4
+    assert {"greedy", "majority_voting", "best_of_n", "beam_search", "particle_filtering"} <= set(metrics["accuracy"])
+
+
+def test_the_notebook_lines_run(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    monkeypatch.chdir(ROOT)
+    if not (ROOT / "checkpoints" / "tiny-latent-rm").is_dir():
+        pytest.skip("no shipped reward model")
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_every_file_and_folder_the_readme_names_is_there():
+    named = re.findall(r"(?:configs|checkpoints|docs|benchmarks|tests)/[\w./-]*", README)
+    missing = sorted({name for name in named if not (ROOT / name.rstrip("./")).exists()})
+    assert not missing
