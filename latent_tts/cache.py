@@ -71,7 +71,7 @@ class SharedPrefixCache(Cache):
     def from_prompt(cls, cache: DynamicCache, mask: Tensor) -> SharedPrefixCache:
         """Takes over the keys and values of a prompt pass with right-padded prompts; mask (P, L) bool."""
         prefix = [(layer.keys, layer.values) for layer in cast(list[DynamicLayer], cache.layers)]
-        return cls(prefix, None if bool(mask.all()) else mask)
+        return cls(prefix, None if bool(mask.all()) else mask)  # type: ignore[arg-type]  # filled by the pass
 
     @property
     def num_groups(self) -> int:
