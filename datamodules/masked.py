@@ -33,7 +33,7 @@ def masked_example(columns: Mapping[str, Any]) -> ReasoningExample | None:
         numbers = [clean_number(number) for number in str(columns["Numbers"]).split()]
         steps, answer = prefix_steps(str(columns["Equation"]), numbers)
         right = clean_number(str(columns["Answer"])) == answer
-        question = _MASK.sub(lambda mask: numbers[int(mask[1])], detokenize(str(columns["Question"])))
+        question = detokenize(_MASK.sub(lambda mask: numbers[int(mask[1])], str(columns["Question"])))
         question = _ONE_DECIMAL_OF_A_DOLLAR.sub(r"\g<0>0", question)
     except (ValueError, IndexError, ZeroDivisionError):
         return None

@@ -138,7 +138,8 @@ def templates_of(
     A problem that differs from an excluded question in nothing but its numbers gives no template.
     """
     excluded = set(map(template_key, excluded_questions))
-    templates, left_out = [], Counter()
+    templates: list[Template] = []
+    left_out: Counter[str] = Counter()
     for example in examples:
         try:
             if excluded and template_key(example.question) in excluded:

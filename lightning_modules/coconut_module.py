@@ -27,7 +27,7 @@ PUBLISHED_CURRICULUM = Curriculum()
 
 
 class CoconutModule(LightningModule):
-    """Trains a COCONUT from any Hugging Face causal LM, or from a fresh one made by `latent_tts.backbones.scratch`.
+    """Trains a COCONUT from any Hugging Face causal LM, or from a fresh one made by `datamodules.scratch`.
 
     The loss is the mean cross-entropy over all label tokens of the global batch: neither padding, nor the split into
     micro batches and processes, nor the number of accumulated batches changes it. Validation generates answers.
