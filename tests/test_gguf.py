@@ -109,7 +109,7 @@ def test_the_folder_loads_strictly_and_computes_what_was_written(model, tmp_path
 
 
 def test_quantized_weights_come_back_to_the_step_of_their_blocks(model, tmp_path):
-    """Q8_0 holds 32 numbers as multiples of their largest magnitude / 127."""
+    """Q8_0 holds 32 numbers as multiples of their largest magnitude / 127, rounded to float16: 127 / 2^11 of a step off."""
     read, _ = read_gguf(write_gguf(tmp_path / "a.gguf", model, quantize=True))
     for key, weight in model.state_dict().items():
         difference = (read.state_dict()[key] - weight).abs()
@@ -117,7 +117,7 @@ def test_quantized_weights_come_back_to_the_step_of_their_blocks(model, tmp_path
             assert not difference.any()
         else:
             step = weight.unflatten(1, (-1, 32)).abs().amax(-1, keepdim=True) / 127
-            assert (difference.unflatten(1, (-1, 32)) <= 0.51 * step + 1e-6).all()
+            assert (difference.unflatten(1, (-1, 32)) <= (0.5 + 127 / 2**11) * step + 1e-6).all()
 
 
 def test_bfloat16_is_written_where_asked_and_training_starts_from_the_folder(model, tmp_path):
