@@ -13,11 +13,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from callbacks.export import ExportBackbone, export_checkpoint
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
+from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
+from latent_tts.backbones.training import load_for_training
 from latent_tts.curriculum import Curriculum
 from latent_tts.errors import UserError
-from lightning_modules.coconut_module import accumulated_batches, load_for_training
+from lightning_modules.backbone_module import accumulated_batches
 from tests.training import ONE_EPOCH_A_STAGE, addition, make_data, make_module, make_trainer, write_tiny_model
 
 
@@ -193,7 +195,7 @@ def test_any_causal_lm_without_thought_tokens_can_start(layout, tiny_causal_lm, 
     tokenizer = tiny_tokenizer(())
     tiny_causal_lm(layout, len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    backbone = load_for_training(str(tmp_path), num_latents=2)
+    backbone = load_for_training(Coconut, str(tmp_path), num_latents=2)
     assert backbone.model.get_input_embeddings().num_embeddings == len(tokenizer) + 3
     assert backbone.training
 
@@ -207,7 +209,7 @@ def test_accumulation_follows_from_the_global_batch():
 
 def test_missing_and_incomplete_models_are_refused(model, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        load_for_training(str(tmp_path / "nowhere"), 2)
+        load_for_training(Coconut, str(tmp_path / "nowhere"), 2)
     from safetensors.torch import load_file, save_file
 
     broken = write_tiny_model(tmp_path / "broken")
@@ -215,4 +217,4 @@ def test_missing_and_incomplete_models_are_refused(model, tmp_path):
     del weights["model.norm.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"model\.norm\.weight"):
-        load_for_training(str(broken), 2)
+        load_for_training(Coconut, str(broken), 2)

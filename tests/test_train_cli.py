@@ -87,9 +87,9 @@ def test_flags_win_over_files_and_over_the_checkpoint(tmp_path, monkeypatch):
         "3",
     ]
     assert run(*arguments, *flags, monkeypatch=monkeypatch) == 0
-    assert (seen["module"].lr, seen["module"].curriculum.cot_epochs, seen["epochs"]) == (0.5, 7, 3)
+    assert (seen["module"].optimization.lr, seen["module"].curriculum.cot_epochs, seen["epochs"]) == (0.5, 7, 3)
     assert seen["module"].curriculum.epochs_per_stage == 1  # of the debug config, laid over the recipe
-    assert seen["module"].betas == (0.9, 0.98)  # of the recipe
+    assert seen["module"].optimization.betas == (0.9, 0.98)  # of the recipe
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("defaults.yaml", "debug.yaml")])
