@@ -198,6 +198,19 @@ class LatentBackbone(nn.Module, ABC):
             **kwargs,
         ).last_hidden_state
 
+    def hidden_layers(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
+    ) -> tuple[Tensor, ...]:
+        """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            output_hidden_states=True,
+        ).hidden_states[1:]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores: (..., D) to (..., V)."""
         return self.model.get_output_embeddings()(hidden)
