@@ -172,7 +172,9 @@ def colar_losses(
     labels = torch.cat([drawn, columns.ids[columns.tail]])
     tokens = cross_entropy(logits.float(), labels, reduction="none")
     target = merged.detach() / backbone.latent_embedding_std
-    return ColarLosses(tokens, latent_losses(*backbone.lt_head.distribution(before_thoughts), target, form, entropy_weight))
+    return ColarLosses(
+        tokens, latent_losses(*backbone.lt_head.distribution(before_thoughts), target, form, entropy_weight)
+    )
 
 
 def merge(backbone: LatentBackbone, groups: Sequence[Sequence[int]], factor: int) -> Tensor:

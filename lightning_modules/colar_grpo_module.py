@@ -103,11 +103,15 @@ class ColarGRPOModule(BackboneModule):
         """Terms of the rollouts that can be learned from: (R,), empty where there is none."""
         self.backbone.eval()
         if self.update == 0:
-            with torch.autocast(self.device.type, enabled=torch.is_autocast_enabled(self.device.type), cache_enabled=False):
+            with torch.autocast(
+                self.device.type, enabled=torch.is_autocast_enabled(self.device.type), cache_enabled=False
+            ):
                 self.collect(batch)  # a cache would keep weights that were cast without gradients
         experience, old = self.experience, self.old
         if experience is None or old is None:
-            return sum(p.sum() for p in self.parameters() if p.requires_grad).view(1)[:0]  # no term, but every weight takes part
+            return sum(p.sum() for p in self.parameters() if p.requires_grad).view(1)[
+                :0
+            ]  # no term, but every weight takes part
         new, reference = action_log_probs(self.backbone, self.sampler, experience), None
         for model in self.reference:
             with torch.no_grad():
@@ -120,7 +124,9 @@ class ColarGRPOModule(BackboneModule):
         questions = [example.question for example in batch]
         golds = [parse_answer(example.answer) for example in batch]
         seed = random.Random(f"{self.epoch_key}/rollouts").getrandbits(31)
-        rollouts = RolloutEngine(self.backbone, self.sampler, self.max_answer_tokens).rollout(questions, self.group_size, seed)
+        rollouts = RolloutEngine(self.backbone, self.sampler, self.max_answer_tokens).rollout(
+            questions, self.group_size, seed
+        )
         right = [[answers_equal(a, gold) for a in row] for row, gold in zip(rollouts.answers, golds, strict=True)]
         rewards = torch.tensor(right, dtype=torch.float32)  # (B, N)
         self.experience = experience_of(self.backbone, self.backbone.encode_prompts(questions), rollouts, rewards)
@@ -134,7 +140,8 @@ class ColarGRPOModule(BackboneModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """All updates on one batch of rollouts: each runs `losses` again, the later ones with the rollouts of the first."""
-        for self.update in range(self.num_updates):
+        for update in range(self.num_updates):
+            self.update = update
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.update = 0
 

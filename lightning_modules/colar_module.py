@@ -77,7 +77,9 @@ class ColarModule(BackboneModule):
         form = at_speed(self.speed_form, thinking_speed)
         loaded = load_for_training(Colar, backbone, max_latents, form, config, seed)
         if latent_loss != "mse" and loaded.lt_head.log_std is None:
-            raise UserError(f"The latent head of {backbone} predicts no deviation, which latent_loss {latent_loss} trains: use mse.")
+            raise UserError(
+                f"The latent head of {backbone} predicts no deviation, which latent_loss {latent_loss} trains: use mse."
+            )
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
         self.latent_loss: LatentLoss = latent_loss
         self.latent_weight, self.entropy_weight = latent_weight, entropy_weight
@@ -108,6 +110,14 @@ def check_speeds(compression: Sequence[int], thinking_speed: int, prompt_form: s
     if not compression or min(compression) < 1:
         raise UserError(f"compression must name factors of 1 or more, got {list(compression)}.")
     if thinking_speed not in compression:
-        raise UserError(f"thinking_speed {thinking_speed} is none of the trained factors {list(compression)}: name one of them.")
-    if "{question}" not in prompt_form or "{speed}" not in prompt_form or not prompt_form.endswith(Colar.end_of_thought):
-        raise UserError(f"prompt_form must have the fields {{question}} and {{speed}} and end in ###, got {prompt_form!r}.")
+        raise UserError(
+            f"thinking_speed {thinking_speed} is none of the trained factors {list(compression)}: name one of them."
+        )
+    if (
+        "{question}" not in prompt_form
+        or "{speed}" not in prompt_form
+        or not prompt_form.endswith(Colar.end_of_thought)
+    ):
+        raise UserError(
+            f"prompt_form must have the fields {{question}} and {{speed}} and end in ###, got {prompt_form!r}."
+        )

@@ -55,7 +55,9 @@ def test_batch_size_order_and_number_of_rollouts_change_nothing(colar, questions
 
 def test_temperature_zero_is_greedy(colar, questions):
     greedy = RolloutEngine(colar, max_answer_tokens=5).rollout(questions, num_rollouts=2)
-    sampled = RolloutEngine(colar, NativeGaussian(temperature=0.0), max_answer_tokens=5).rollout(questions, num_rollouts=2)
+    sampled = RolloutEngine(colar, NativeGaussian(temperature=0.0), max_answer_tokens=5).rollout(
+        questions, num_rollouts=2
+    )
     assert sampled.texts == greedy.texts
     torch.testing.assert_close(sampled.latents, greedy.latents, rtol=1e-4, atol=1e-5)
 
