@@ -92,7 +92,7 @@ class RolloutEngine:
         max_answer_tokens: Answers are cut off after this many tokens.
 
     Raises:
-        UserError: ``max_answer_tokens`` below 1.
+        UserError: ``max_answer_tokens`` below 1, or a sampler that can't draw from this backbone.
     """
 
     def __init__(self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64) -> None:
@@ -100,6 +100,7 @@ class RolloutEngine:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
         self.backbone = backbone
         self.sampler = sampler or Deterministic()
+        self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
 
     @torch.inference_mode()
@@ -262,8 +263,7 @@ class RolloutEngine:
         finished = state.finished
         if self.backbone.dynamic:
             finished = finished | (self._most_likely(state.hidden) == self.backbone.end_of_thought_id)
-        latents = self.backbone.next_latent(state.hidden)
-        latents = self.sampler.perturb(latents, state.keys, state.num_latents + 1)
+        latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
         if self.backbone.dynamic:
             latents = latents.masked_fill(finished.unsqueeze(-1), 0.0)
         return replace(

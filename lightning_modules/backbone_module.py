@@ -112,7 +112,7 @@ class BackboneModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the gradient of sum / (accumulated batches x processes) into that of the mean over all terms."""
         terms = torch.tensor(self.num_terms, dtype=torch.float32, device=self.device)  # exact up to 2**24
-        total = float(self.trainer.strategy.reduce(terms, reduce_op="sum"))
+        total = max(float(self.trainer.strategy.reduce(terms, reduce_op="sum")), 1.0)  # no term: no gradient either
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total
         for parameter in self.parameters():
             if parameter.grad is not None:
