@@ -28,10 +28,10 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def fit(folder: Path, config: str, backbone: Path, monkeypatch, **trainer) -> Path:
+def fit(folder: Path, configs: list[str], backbone: Path, monkeypatch) -> Path:
     """Runs a recipe for an epoch of two steps from a tiny model; the folder it exports."""
-    export = folder / "export" / config
-    kept = {"dirpath": str(folder / "kept" / config), "filename": "last", "save_on_train_epoch_end": True}
+    export = folder / "export" / configs[-1]
+    kept = {"dirpath": str(folder / "kept" / configs[-1]), "filename": "last", "save_on_train_epoch_end": True}
     overlay = {
         "trainer": {
             "accelerator": "cpu",
@@ -44,8 +44,7 @@ def fit(folder: Path, config: str, backbone: Path, monkeypatch, **trainer) -> Pa
                 {"class_path": "ModelCheckpoint", "init_args": kept},
                 {"class_path": "callbacks.export.ExportBackbone", "init_args": {"folder": str(export)}},
             ],
-        }
-        | trainer,
+        },
         "model": {"init_args": {"backbone": str(backbone), "global_batch_size": 16}},
         "data": {
             "init_args": {
@@ -60,14 +59,15 @@ def fit(folder: Path, config: str, backbone: Path, monkeypatch, **trainer) -> Pa
     }
     file = folder / "overlay.yaml"
     file.write_text(yaml.safe_dump(overlay))
-    monkeypatch.setattr("sys.argv", ["train.py", "fit", "--config", str(CONFIGS / config), "--config", str(file)])
+    files = [*(CONFIGS / config for config in configs), file]
+    monkeypatch.setattr("sys.argv", ["train.py", "fit", *(part for f in files for part in ("--config", str(f)))])
     assert main_guard(train.main) == 0
     return export
 
 
 def test_both_tiny_recipes_run_one_after_the_other_and_export_models_that_load(folder, monkeypatch):
-    first = fit(folder, "tiny-colar.yaml", folder / "model", monkeypatch)
-    second = fit(folder, "tiny-colar-grpo.yaml", first, monkeypatch)
+    first = fit(folder, ["tiny-colar.yaml", "tiny-colar-narrow.yaml"], folder / "model", monkeypatch)
+    second = fit(folder, ["tiny-colar-grpo.yaml"], first, monkeypatch)
     for export in (first, second):
         backbone = load_backbone(export)
         assert (backbone.kind, backbone.num_latents, backbone.prompt_form) == ("colar", 40, "{question}\n2###")
@@ -75,7 +75,7 @@ def test_both_tiny_recipes_run_one_after_the_other_and_export_models_that_load(f
 
 
 def test_the_published_recipe_runs_from_any_causal_lm_and_exports_its_layout(folder, monkeypatch):
-    export = fit(folder, "colar-llama-1b.yaml", folder / "model", monkeypatch)
+    export = fit(folder, ["colar-llama-1b.yaml"], folder / "model", monkeypatch)
     backbone = load_backbone(export)
     assert backbone.prompt("1+1?") == "Question: 1+1? Let's think step by step:(Thinking speed: 2)###"
     assert backbone.num_latents == 64
