@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple
@@ -31,7 +31,6 @@ from latent_tts.backbones.colar import Colar
 from latent_tts.problems import ReasoningExample
 
 LatentLoss = Literal["mse", "nll", "soft_mse"]
-EncodeBatch = Callable[[list[str]], list[list[int]]]  # texts -> token ids, without special tokens
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,10 @@ def compress(
         prompt_form: Template of the prompt with the fields ``{question}`` and ``{speed}``.
         key: Decides the drawn tokens, together with each example's question.
     """
-    encode = encoder(backbone)
-    prompts = encode([at_speed(prompt_form, factor).replace("{question}", e.question) for e in examples])
-    pieces = iter(encode([text for e in examples for text in (*(s + "\n" for s in e.steps), "Answer:" + e.answer)]))
+    prompts = encode(backbone, [at_speed(prompt_form, factor).replace("{question}", e.question) for e in examples])
+    pieces = iter(
+        encode(backbone, [text for e in examples for text in (*(s + "\n" for s in e.steps), "Answer:" + e.answer)])
+    )
     compressed = []
     for example, prompt_ids in zip(examples, prompts, strict=True):
         tokens = list(chain.from_iterable(next(pieces) for _ in example.steps))
@@ -80,13 +80,9 @@ def at_speed(prompt_form: str, factor: int) -> str:
     return prompt_form.replace("{speed}", str(factor))
 
 
-def encoder(backbone: LatentBackbone) -> EncodeBatch:
-    """Tokenizes texts with the backbone's tokenizer, without special tokens."""
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return backbone.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-
-    return encode
+def encode(backbone: LatentBackbone, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts, without tokens added by the tokenizer."""
+    return backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 # One teacher-forced pass ----------------------------------------------------------------------------------------------

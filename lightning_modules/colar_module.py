@@ -76,10 +76,13 @@ class ColarModule(BackboneModule):
             config["latent_intermediate_size"] = latent_intermediate_size
         form = at_speed(self.speed_form, thinking_speed)
         loaded = load_for_training(Colar, backbone, max_latents, form, config, seed)
-        if latent_loss != "mse" and loaded.lt_head.log_std is None:
+        deviation = loaded.lt_head.log_std
+        if latent_loss != "mse" and deviation is None:
             raise UserError(
                 f"The latent head of {backbone} predicts no deviation, which latent_loss {latent_loss} trains: use mse."
             )
+        if latent_loss == "mse" and deviation is not None:
+            deviation.requires_grad_(False)  # it has no part in this loss
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
         self.latent_loss: LatentLoss = latent_loss
         self.latent_weight, self.entropy_weight = latent_weight, entropy_weight

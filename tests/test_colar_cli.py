@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import train
@@ -28,10 +32,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def fit(folder: Path, config: str, backbone: Path, monkeypatch, **trainer) -> Path:
-    """Runs a recipe for an epoch of two steps from a tiny model; the folder it exports."""
-    export = folder / "export" / config
-    kept = {"dirpath": str(folder / "kept" / config), "filename": "last", "save_on_train_epoch_end": True}
+def arguments(folder: Path, configs: list[str], backbone: Path, export: Path) -> list[str]:
+    """Command line of a recipe for an epoch of two steps from a tiny model."""
+    kept = {"dirpath": str(folder / "kept" / configs[-1]), "filename": "last", "save_on_train_epoch_end": True}
     overlay = {
         "trainer": {
             "accelerator": "cpu",
@@ -44,8 +47,7 @@ def fit(folder: Path, config: str, backbone: Path, monkeypatch, **trainer) -> Pa
                 {"class_path": "ModelCheckpoint", "init_args": kept},
                 {"class_path": "callbacks.export.ExportBackbone", "init_args": {"folder": str(export)}},
             ],
-        }
-        | trainer,
+        },
         "model": {"init_args": {"backbone": str(backbone), "global_batch_size": 16}},
         "data": {
             "init_args": {
@@ -60,14 +62,21 @@ def fit(folder: Path, config: str, backbone: Path, monkeypatch, **trainer) -> Pa
     }
     file = folder / "overlay.yaml"
     file.write_text(yaml.safe_dump(overlay))
-    monkeypatch.setattr("sys.argv", ["train.py", "fit", "--config", str(CONFIGS / config), "--config", str(file)])
+    files = [*(CONFIGS / config for config in configs), file]
+    return ["train.py", "fit", *(part for f in files for part in ("--config", str(f)))]
+
+
+def fit(folder: Path, configs: list[str], backbone: Path, monkeypatch) -> Path:
+    """Runs a recipe in this process; the folder it exports."""
+    export = folder / "export" / configs[-1]
+    monkeypatch.setattr("sys.argv", arguments(folder, configs, backbone, export))
     assert main_guard(train.main) == 0
     return export
 
 
 def test_both_tiny_recipes_run_one_after_the_other_and_export_models_that_load(folder, monkeypatch):
-    first = fit(folder, "tiny-colar.yaml", folder / "model", monkeypatch)
-    second = fit(folder, "tiny-colar-grpo.yaml", first, monkeypatch)
+    first = fit(folder, ["tiny-colar.yaml", "tiny-colar-narrow.yaml"], folder / "model", monkeypatch)
+    second = fit(folder, ["tiny-colar-grpo.yaml"], first, monkeypatch)
     for export in (first, second):
         backbone = load_backbone(export)
         assert (backbone.kind, backbone.num_latents, backbone.prompt_form) == ("colar", 40, "{question}\n2###")
@@ -75,12 +84,37 @@ def test_both_tiny_recipes_run_one_after_the_other_and_export_models_that_load(f
 
 
 def test_the_published_recipe_runs_from_any_causal_lm_and_exports_its_layout(folder, monkeypatch):
-    export = fit(folder, "colar-llama-1b.yaml", folder / "model", monkeypatch)
+    export = fit(folder, ["colar-llama-1b.yaml"], folder / "model", monkeypatch)
     backbone = load_backbone(export)
     assert backbone.prompt("1+1?") == "Question: 1+1? Let's think step by step:(Thinking speed: 2)###"
     assert backbone.num_latents == 64
     config = json.loads((export / "config.json").read_text())
     assert config["latent_embedding_std"] > 0 and config["latent_log_std"] is True
+
+
+def test_two_processes_train_as_one_does(folder, tmp_path):
+    """All 32 examples in one step, 32 at once or 16 in each of two processes, for both stages; the first step of Adam turns the
+    rounding of a gradient of nothing into a step of the learning rate, so a few weights may differ."""
+    start, stages = folder / "model", (["tiny-colar.yaml"], ["tiny-colar-grpo.yaml"])
+    for configs in stages:
+        weights = []
+        for processes in (1, 2):
+            export = tmp_path / configs[-1] / str(processes)
+            flags = [
+                "--model.global_batch_size=32",
+                f"--data.batch_size={32 // processes}",
+                "--model.optimization.warmup_steps=0",
+            ]
+            flags += [f"--trainer.devices={processes}", "--trainer.strategy=ddp", "--trainer.precision=32-true"]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            command = [sys.executable, *arguments(folder, configs, start, export), *flags]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            weights.append(torch.cat([p.flatten() for p in load_backbone(export).parameters()]))
+        assert ((weights[0] - weights[1]).abs() < 1e-5).float().mean() > 0.95
+        start = export
+    before = torch.cat([p.flatten() for p in load_backbone(tmp_path / "tiny-colar.yaml" / "2").parameters()])
+    assert not torch.equal(before, weights[1])
 
 
 def test_the_demo_of_the_shipped_checkpoint_answers_problems(tmp_path):

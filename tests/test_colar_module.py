@@ -1,4 +1,4 @@
-"""CoLaR training: the split of a batch changes nothing, a resumed run equals an uninterrupted one, the export what was trained."""
+"""CoLaR training: the split of a batch changes nothing, a resumed run equals one without a stop, the export what was trained."""
 
 from __future__ import annotations
 
