@@ -11,11 +11,12 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.gguf import main, packaged_file, read_gguf
 from latent_tts.backbones.loading import load_tokenizer
+from latent_tts.backbones.training import load_for_training
 from latent_tts.cli import main_guard
 from latent_tts.errors import UserError
-from lightning_modules.coconut_module import load_for_training
 
 gguf = pytest.importorskip("gguf")
 
@@ -124,7 +125,7 @@ def test_bfloat16_is_written_where_asked_and_training_starts_from_the_folder(mod
     main(tmp_path / "model", write_gguf(tmp_path / "a.gguf", model), dtype="bfloat16")
     stored = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert stored.dtype == torch.bfloat16
-    backbone = load_for_training(str(tmp_path / "model"), num_latents=3)
+    backbone = load_for_training(Coconut, tmp_path / "model", num_latents=3)
     assert len(backbone.tokenizer) == len(TOKENS) + 3
 
 
