@@ -92,7 +92,7 @@ class RolloutEngine:
         max_answer_tokens: Answers are cut off after this many tokens.
 
     Raises:
-        UserError: ``max_answer_tokens`` below 1.
+        UserError: ``max_answer_tokens`` below 1, or a sampler that can't draw from this backbone.
     """
 
     def __init__(self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64) -> None:
@@ -100,6 +100,7 @@ class RolloutEngine:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
         self.backbone = backbone
         self.sampler = sampler or Deterministic()
+        self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
 
     @torch.inference_mode()
@@ -119,7 +120,8 @@ class RolloutEngine:
         """
         if num_rollouts < 1:
             raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
-        state = self.expand(self.start(questions, seed, problem_ids), num_rollouts)
+        state = self.start(questions, seed, problem_ids)
+        state = self.expand(state, num_rollouts) if self.backbone.num_latents else self._fork(state, num_rollouts)
         return self.as_rollouts(self.finish(state), state.prompts, _problem_ids(questions, problem_ids))
 
     @torch.inference_mode()
@@ -223,6 +225,13 @@ class RolloutEngine:
         """Ends the thinking of every row where it stands and decodes its answer greedily; the state stays usable."""
         return self._read_answers(*self._answer_ids(state))
 
+    def _fork(self, state: ThoughtState, num_children: int) -> ThoughtState:
+        """Rows of encoded prompts that answer without a thought."""
+        state = state.fork(num_children)
+        if state.cache is not None:
+            return state
+        return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
+
     # Passes through the model ---------------------------------------------------------------------------------------
 
     def _encode(self, state: ThoughtState, prompts: list[list[int]]) -> ThoughtState:
@@ -254,8 +263,7 @@ class RolloutEngine:
         finished = state.finished
         if self.backbone.dynamic:
             finished = finished | (self._most_likely(state.hidden) == self.backbone.end_of_thought_id)
-        latents = self.backbone.next_latent(state.hidden)
-        latents = self.sampler.perturb(latents, state.keys, state.num_latents + 1)
+        latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
         if self.backbone.dynamic:
             latents = latents.masked_fill(finished.unsqueeze(-1), 0.0)
         return replace(

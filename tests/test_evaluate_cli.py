@@ -49,9 +49,19 @@ def small(tiny_checkpoint, problem_file) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def native_checkpoint(tiny_backbone, tmp_path_factory) -> Path:
+    """The folder of a tiny random CoLaR that predicts the spread of its thoughts."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-native"
+    tiny_backbone("colar", "llama", latent_log_std=True).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_config_runs_at_debug_size(name, small, tmp_path):
-    assert evaluate(f"--config={CONFIGS / name}", *small, f"--output={tmp_path}") == 0
+def test_every_shipped_config_runs_at_debug_size(name, small, native_checkpoint, tmp_path):
+    native = "NativeGaussian" in (CONFIGS / name).read_text()
+    backbone = [f"--model.backbone={native_checkpoint}", "--model.kind=colar"] if native else []
+    assert evaluate(f"--config={CONFIGS / name}", *small, *backbone, f"--output={tmp_path}") == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["num_problems"] == 4
 
 
@@ -208,6 +218,7 @@ BAD_INPUT = {
     "negative sigma": (["--model.sampler.sigma=-1"], "sigma must not be negative, got -1.0"),
     "p of 1": (["--model.sampler=MonteCarloDropout", "--model.sampler.p=1.0"], "p must lie between 0 and 1"),
     "unknown sampler": (["--model.sampler=Thermal"], "no class named 'Thermal'"),
+    "sampler of another kind": (["--model.sampler=NativeGaussian"], "this coconut checkpoint has none"),
     "option of another sampler": (["--model.sampler.p=0.1"], "option 'p' is not accepted"),
     "unknown aggregation": (["--model.aggregations=[median]"], "knows no 'median'"),
     "unknown option": (["--model.colour=red"], "There is no option --model.colour=red"),
