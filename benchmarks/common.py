@@ -34,7 +34,7 @@ def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: i
     config = GPT2Config(
         vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0
     )
-    model = GPT2LMHeadModel(config).to(dtype=dtype, device=device).eval()
+    model = GPT2LMHeadModel(config).to(dtype=dtype, device=device).eval().requires_grad_(False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: i + 1 for i, char in enumerate(alphabet)} | {"<|endoftext|>": 0}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
