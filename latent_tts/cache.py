@@ -50,6 +50,12 @@ AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
+def prefers_whole_buffers(keys: Tensor) -> bool:
+    """Whether attention had better read unused slots too: on accelerators, where shapes should stay the same from pass to
+    pass, and in half precision, where batched products first copy operands that are not contiguous."""
+    return keys.device.type != "cpu" or keys.dtype in (torch.bfloat16, torch.float16)
+
+
 class SharedPrefixCache(Cache):
     """See the module's docstring. Made by ``from_prompt`` and handed to the model for passes over suffix positions.
 
@@ -75,8 +81,7 @@ class SharedPrefixCache(Cache):
         self.valid: Tensor | None = None  # (P, G, S) bool; None: every slot in use is a real position
         self.shared = False  # buffers belong to another cache too: copy before the first write
         self.bias: Tensor | None = None  # of the running pass, see _visibility
-        keys = prefix[0][0]
-        self.whole_buffers = keys.device.type != "cpu" or keys.dtype in (torch.bfloat16, torch.float16)
+        self.whole_buffers = prefers_whole_buffers(prefix[0][0])
 
     @classmethod
     def from_prompt(cls, cache: DynamicCache, mask: Tensor, max_slots: int | None = None) -> SharedPrefixCache:
@@ -219,10 +224,11 @@ class SharedPrefixCache(Cache):
         torch.mul(split, scaling, out=q.view(split.shape))
         on_prefix = q.view(groups, kv_heads, -1, width) @ prefix_keys.transpose(-1, -2)  # (P, H, G * Q, L)
         on_suffix = q @ keys.transpose(-1, -2)  # (P, H, G, Q, S)
-        scores = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
+        joined = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
+        scores = joined.float()
         if self.bias is not None:
             scores.view(*split.shape[:-1], -1).add_(self.bias)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = scores.softmax(dim=-1).to(query.dtype)
         from_prefix = weights[..., :prefix_length].reshape(groups, kv_heads, -1, prefix_length) @ prefix_values
         from_suffix = weights[..., prefix_length:] @ values  # (P, H, G, Q, hd)
         out = query.new_empty(rows, length, heads, width)
@@ -240,8 +246,7 @@ class SharedPrefixCache(Cache):
 
     @property
     def _slots(self) -> int:
-        """Suffix slots a pass attends to: on accelerators and in half precision, whose batched products want contiguous
-        operands of shapes that stay, the whole buffers with unused slots hidden; else those in use."""
+        """Suffix slots that a pass attends to: all of the buffers', with unused ones hidden, or those in use."""
         return self.suffix[0][0].shape[3] if self.whole_buffers else self.length
 
     def _visibility(self, num_positions: int) -> Tensor | None:
@@ -266,7 +271,7 @@ class SharedPrefixCache(Cache):
         prefix = prefix.view(prefix.shape[0], 1, 1, 1, 1, -1)
         shape = torch.broadcast_shapes(prefix.shape[:-1], suffix.shape[:-1])
         seen = torch.cat([prefix.expand(*shape, -1), suffix.expand(*shape, -1)], dim=-1)
-        return torch.zeros_like(seen, dtype=keys.dtype).masked_fill_(~seen, float("-inf"))
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
 
     def _as_groups(self, states: Tensor) -> Tensor:
         return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)

@@ -2,7 +2,7 @@
 
 What is measured to pay, and nothing else; training and accelerators get the layers as they were:
 
-    tanh GELU            through the sigmoid, which torch vectorises better than the tanh
+    tanh GELU            one kernel in place of seven element-wise operations
     bfloat16, few rows   y = (W x^T)^T with W as rows of outputs, so that the big matrix is read as it lies; asked the other
                          way round, the library repacks all of it in every call
     float32, GPT-2       weight rows that start a multiple of 4 KiB apart fall into the same cache sets: they are spread
@@ -10,12 +10,11 @@ What is measured to pay, and nothing else; training and accelerators get the lay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from math import pi, sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
@@ -30,7 +29,7 @@ def use_fast_layers(model: PreTrainedModel) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
-                setattr(module, name, TanhGELU())
+                setattr(module, name, nn.GELU(approximate="tanh"))
         # The class changes in place, so that hooks, ties and adapters that hold the layer keep holding it.
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
@@ -42,18 +41,6 @@ def use_fast_layers(model: PreTrainedModel) -> None:
 def has_bfloat16_units() -> bool:
     """Whether this machine's CPU multiplies bfloat16 matrices in hardware units of their own (AMX)."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
-class TanhGELU(nn.Module):
-    """GELU in its tanh form: x (1 + tanh z) / 2 = x sigmoid(2 z), with z = sqrt(2 / pi) (x + 0.044715 x^3)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or x.device.type != "cpu":
-            return gelu(x, approximate="tanh")
-        wide = x.float()
-        factor = 2 * sqrt(2 / pi)
-        gate = (wide * wide).mul_(0.044715 * factor).add_(factor).mul_(wide).sigmoid_()
-        return gate.mul_(wide).to(x.dtype)
 
 
 class FastLinear(nn.Linear):
@@ -75,17 +62,17 @@ class FastConv1D(Conv1D):
         if torch.is_grad_enabled() or x.device.type != "cpu" or self.weight.requires_grad:
             return super().forward(x)
         if self.weight.dtype == torch.bfloat16 and has_bfloat16_units():
-            rows = self.weight.t()  # (outputs, inputs)
-            if not rows.is_contiguous():
-                self._lay_out(rows.contiguous().t())
+            if not self.weight.t().is_contiguous():
+                self._lay_out(lambda weight: weight.t().contiguous().t())  # rows of outputs
             if _transpose(x, self.weight):
                 return _transposed_product(x, self.weight.t(), self.bias)
         elif self.weight.is_contiguous() and self.nf * self.weight.element_size() % _PAGE == 0:
-            self._lay_out(_spread(self.weight))
+            self._lay_out(_spread)
         return super().forward(x)
 
-    def _lay_out(self, weight: Tensor) -> None:
-        self.weight = nn.Parameter(weight, requires_grad=False)
+    def _lay_out(self, arrange: Callable[[Tensor], Tensor]) -> None:
+        with torch.inference_mode(False):  # or these weights could never be trained again
+            self.weight.data = arrange(self.weight.data)
 
 
 def _transpose(x: Tensor, weight: Tensor) -> bool:

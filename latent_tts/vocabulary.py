@@ -9,8 +9,9 @@ Three ways to the same token, the first wherever the other two are not known to 
                the few that are left are scored in float32
 
 Screening is exact. With w', h' rounded to bfloat16, a score errs by at most |h'| |w - w'| + |h - h'| |w| (Cauchy-Schwarz),
-plus D 2^-24 |h'| |w'| for sums in float32; that it is then stored in bfloat16 adds at most 2^-8 of itself. With e the sum of the first
-three, for the largest norms in the table, a token is ruled out only if its score plus e is below the best score minus e.
+plus D 2^-24 |h'| |w'| for sums in float32; that it is then stored in bfloat16 adds at most 2^-8 of itself. With e the sum of
+the first three, for the largest norms in the table, a token is ruled out only if its score plus e is below the best score
+minus e, the error of storing included on both sides.
 """
 
 from __future__ import annotations

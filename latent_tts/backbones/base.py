@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_tts.layers import use_fast_layers
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
+from latent_tts.layers import use_fast_layers
 from latent_tts.vocabulary import Vocabulary
 
 START_OF_THOUGHT = "<|start-latent|>"
