@@ -32,7 +32,6 @@ from latent_tts.seeding import problem_keys
 from latent_tts.thought_state import Batch, Results, ThoughtState
 
 _COMPACT_BELOW = 0.75  # rows that still decode are gathered into a smaller batch when their share falls below this
-_LOGIT_ROWS = 256  # rows projected to the vocabulary at a time, which bounds the memory of the scores
 
 
 @dataclass
@@ -198,8 +197,8 @@ class RolloutEngine:
         if not sampler.random_pass:
             return self._encode(state, prompts)
         last = torch.tensor([prompt[-1] for prompt in prompts], device=backbone.device)
-        state = self._encode(state, [prompt[:-1] for prompt in prompts])
-        return replace(state, hidden=None, pending=backbone.embed(last), lead=1)
+        state = self._encode(replace(state, lead=1), [prompt[:-1] for prompt in prompts])
+        return replace(state, hidden=None, pending=backbone.embed(last))
 
     @torch.inference_mode()
     def expand(self, state: ThoughtState, num_children: int | None = None) -> ThoughtState:
@@ -245,7 +244,8 @@ class RolloutEngine:
             noise.switch("prompt", state.keys, positions - lengths.unsqueeze(-1))
             hidden = backbone.last_hidden(backbone.embed(ids), mask.long(), positions, recorded)
         last = hidden[torch.arange(len(prompts), device=backbone.device), lengths - 1]
-        return replace(state, cache=SharedPrefixCache.from_prompt(recorded, mask), hidden=last)
+        slots = state.lead + backbone.num_latents + self.max_answer_tokens  # the last token is chosen, not fed
+        return replace(state, cache=SharedPrefixCache.from_prompt(recorded, mask, slots), hidden=last)
 
     def _advance(self, state: ThoughtState) -> ThoughtState:
         """Feeds what is pending, so that every row has the hidden state its next thought is read from."""
@@ -262,7 +262,7 @@ class RolloutEngine:
         assert state.hidden is not None
         finished = state.finished
         if self.backbone.dynamic:
-            finished = finished | (self._most_likely(state.hidden) == self.backbone.end_of_thought_id)
+            finished = finished | (self.backbone.most_likely(state.hidden) == self.backbone.end_of_thought_id)
         latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
         if self.backbone.dynamic:
             latents = latents.masked_fill(finished.unsqueeze(-1), 0.0)
@@ -282,10 +282,9 @@ class RolloutEngine:
         num_tokens = torch.zeros_like(state.num_latents)
         batch, hidden = self._end_thought(state)
         for position in range(limit):
-            tokens = self._most_likely(hidden)
-            written = batch.rows[batch.wanted]
-            ids[written, position] = tokens[batch.wanted]
-            num_tokens[written] += 1
+            tokens = backbone.most_likely(hidden)
+            ids[batch.rows, position] = tokens.masked_fill(~batch.wanted, backbone.pad_token_id)
+            num_tokens[batch.rows] += batch.wanted
             batch.wanted = batch.wanted & (tokens != backbone.eos_token_id)
             share = batch.share_of(batch.wanted)
             if share == 0 or position == limit - 1:
@@ -332,10 +331,6 @@ class RolloutEngine:
         with self.sampler.attached(self.backbone) as noise:
             noise.switch(phase, state.keys, offsets)
             return self.backbone.last_hidden(inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache)
-
-    def _most_likely(self, hidden: Tensor) -> Tensor:
-        """Arg-max token of every row: (R, D) to (R,), projecting a bounded number of rows at a time."""
-        return torch.cat([self.backbone.logits(rows).argmax(dim=-1) for rows in hidden.split(_LOGIT_ROWS)])
 
     # From and to text -----------------------------------------------------------------------------------------------
 

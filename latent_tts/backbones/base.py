@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.activations import NewGELUActivation
 
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
+from latent_tts.layers import use_fast_layers
+from latent_tts.vocabulary import Vocabulary
 
 START_OF_THOUGHT = "<|start-latent|>"
 END_OF_THOUGHT = "<|end-latent|>"
@@ -56,11 +57,12 @@ class LatentBackbone(nn.Module, ABC):
         if num_latents < self.min_latents:
             raise UserError(f"num_latents must be at least {self.min_latents}, got {num_latents}.")
         enable_shared_prefix(model)
-        _fuse_activations(model)
+        use_fast_layers(model)
         self.model = model
         self.tokenizer = tokenizer
         self.num_latents = num_latents
         self.prompt_form = prompt_form or self.default_prompt_form
+        self._vocabulary = Vocabulary()
         self.end_of_thought_id = self.find_end_of_thought()
         self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
         self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
@@ -215,6 +217,10 @@ class LatentBackbone(nn.Module, ABC):
         """Vocabulary scores: (..., D) to (..., V)."""
         return self.model.get_output_embeddings()(hidden)
 
+    def most_likely(self, hidden: Tensor) -> Tensor:
+        """Arg-max token of the vocabulary scores: (R, D) to (R,)."""
+        return self._vocabulary.most_likely(hidden, self.model.get_output_embeddings(), self.logits)
+
     @abstractmethod
     def next_latent(self, hidden: Tensor) -> Tensor:
         """The next latent thought, as the embedding that is fed: hidden state (..., D) to (..., D)."""
@@ -250,11 +256,3 @@ def embedding_table(model: PreTrainedModel) -> Tensor:
     table = model.get_input_embeddings().weight
     assert isinstance(table, Tensor)
     return table
-
-
-def _fuse_activations(model: PreTrainedModel) -> None:
-    """Replaces GPT-2's tanh GELU, written out as seven element-wise operations, by torch's fused kernel of the same formula."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
