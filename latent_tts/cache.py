@@ -11,7 +11,7 @@ This is the only file that touches a transformers ``Cache``. Not supported: slid
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -36,9 +36,12 @@ def attention_with_shared_prefix(
     value: Tensor,
     attention_mask: Tensor | None,
     shared_prefix: SharedPrefixCache | None = None,
+    packed: Callable[..., tuple[Tensor, None]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (R, H, Q, hd), key and value as the cache's ``update`` returned them."""
+    if packed is not None:  # the training of reward models: see latent_tts/reward/packing.py
+        return packed(module, query, key, value, **kwargs)
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5

@@ -146,7 +146,9 @@ class LatentRMModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError(
