@@ -5,7 +5,7 @@
 
 A step is forward, contrastive loss, backward, gradient clipping and AdamW. The straightforward implementation is the model's own
 ``packed=False``: every rollout a row with its own prompt. Both take turns in one process, so that other load on the machine meets
-both alike; a time is the median of its steps. ``--clock cpu`` counts processor seconds in place of wall-clock seconds, for a machine
+both alike; a time is the median of its steps. ``--clock cpu`` counts processor seconds instead of wall-clock time, for a machine
 that others use too (with one thread, since waiting threads count as busy). Memory is that of one more step, in a process of its
 own, beyond weights, gradients and optimizer state.
 """
