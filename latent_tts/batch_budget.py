@@ -8,7 +8,6 @@ Neither changes a result: what a rollout is depends on its seed, problem and num
 
 from __future__ import annotations
 
-import gc
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -154,9 +153,7 @@ class FittingParts:
         first = 0
         while first < size:
             end = size if self.most is None else min(size, first + self.most)
-            result = self._attempt(work, first, end)
-            if result is not None:
-                results.append(result)
+            if self._fits(lambda start=first, stop=end: results.append(work(start, stop))):
                 first = end
             elif end - first == 1:
                 raise DoesNotFitError(self.what)
@@ -164,17 +161,17 @@ class FittingParts:
                 self._halve(end - first)
         return results
 
-    def _attempt(self, work: Callable[[int, int], R], first: int, end: int) -> R | None:
-        """The result, or None where memory ran out: by then the error is gone, and with it all that its frames held."""
+    def _fits(self, attempt: Callable[[], None]) -> bool:
+        """Whether memory was enough; where not, the error is gone on return, and with it all that its frames held."""
         try:
-            return work(first, end)
+            attempt()
+            return True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return None
+        return False
 
     def _halve(self, size: int) -> None:
         if self.most is None:
