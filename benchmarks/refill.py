@@ -3,11 +3,12 @@
     python -m benchmarks.refill --backbone FOLDER     a trained CoLaR, on GSM-Symbolic problems
     python -m benchmarks.refill                       random weights, lengths that vary as much as geometric ones
 
-Rollouts that are done leave the batch when a quarter of it is done, and the rest stays a rectangle of problems by rollouts. What a
-refilled batch would save on top is bounded by two losses, measured here: rows that wait or fill up the rectangle ("waiting", the
-share of row positions that went through the model in vain), and the higher cost per row of small batches at the end. "Refilling
-saves at most" is the share of the time that is left where every useful position costs what it costs in the largest batch. Without a
-backbone the model stops after each thought with the chance --stop, and ends its answer after each token with the chance --end.
+Rollouts that are done leave the batch when a quarter of it is done, and the rest stays a rectangle of problems by rollouts. What
+a refilled batch would save on top is bounded by two losses, measured here: rows that wait or fill up the rectangle ("waiting",
+the share of row positions that went through the model in vain), and the higher cost per row of small batches at the end.
+"Refilling saves at most" is the share of the time that is left where every useful position costs what it costs in the largest
+batch. Without a backbone the model stops after each thought with the chance --stop, and ends its answer after each token with
+the chance --end.
 """
 
 from __future__ import annotations

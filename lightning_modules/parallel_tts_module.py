@@ -63,7 +63,8 @@ class ParallelTTSModule(LightningModule):
         max_answer_tokens: Answers are cut off after this many tokens.
         kind: Kind of the backbone, where its files do not say it.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
-        dtype: Type the backbone's weights are held in.
+        dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
+            multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
         aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
             as {name: best_of_n, reduction: mean}; by default all of them, without a reward model only majority_voting.
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.

@@ -54,7 +54,8 @@ class RolloutAnnotationModule(LightningModule):
         max_answer_tokens: Answers are cut off after this many tokens.
         kind: Kind of the backbone, where its files do not say it.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
-        dtype: Type the backbone's weights are held in.
+        dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
+            multiplies it faster (docs/performance.md says what it does to answers).
         last: Value of a rollout's last prefix: the correctness of its own answer, or a Monte-Carlo estimate where the
             sampler leaves anything to chance after the last thought (see latent_tts/values.py).
         answer_rule: When an answer equals the gold answer: tolerance compares values, strict wants equal floats.
