@@ -153,7 +153,7 @@ class FittingParts:
         first = 0
         while first < size:
             end = size if self.most is None else min(size, first + self.most)
-            if self._fits(lambda start=first, stop=end: results.append(work(start, stop))):
+            if self._fits(work, first, end, results):
                 first = end
             elif end - first == 1:
                 raise DoesNotFitError(self.what)
@@ -161,10 +161,10 @@ class FittingParts:
                 self._halve(end - first)
         return results
 
-    def _fits(self, attempt: Callable[[], None]) -> bool:
+    def _fits(self, work: Callable[[int, int], R], first: int, end: int, results: list[R]) -> bool:
         """Whether memory was enough; where not, the error is gone on return, and with it all that its frames held."""
         try:
-            attempt()
+            results.append(work(first, end))
             return True
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -114,6 +114,10 @@ class LatentRMModule(LightningModule):
                 "num_rollouts of 2 or more, or train with loss bce"
             )
 
+    def prompt_lengths(self, questions: list[str]) -> list[int]:
+        """Tokens of the questions' prompts, by which batches are made of problems of similar length."""
+        return self.reward_model.prompt_lengths(questions)
+
     def score(self, batch: AnnotatedBatch) -> Tensor:
         """Step scores, (B, N, T), with gradients."""
         prompt_ids, prompt_mask = self.reward_model.encode_prompts(batch.questions)

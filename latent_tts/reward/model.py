@@ -219,9 +219,15 @@ class LatentRewardModel(nn.Module):
 
     def encode_prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids of the prompts, right-padded, and the mask of real tokens: (B, L) long and (B, L) bool."""
+        return pad_right(self._prompt_ids(questions), self.tokenizer.pad_token_id or 0, self.device)
+
+    def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
+        """Tokens of every prompt."""
+        return [len(prompt) for prompt in self._prompt_ids(questions)]
+
+    def _prompt_ids(self, questions: Sequence[str]) -> list[list[int]]:
         prompts = [self.prompt_form.replace("{question}", question) for question in questions]
-        rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        return pad_right(rows, self.tokenizer.pad_token_id or 0, self.device)
+        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _check_width(self, width: int) -> None:
         if width != self.hidden_size:

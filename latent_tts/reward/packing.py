@@ -85,8 +85,9 @@ class ChunkedAttention:
         """Query, key and value (B, heads, L + N * T, hd) to (B, L + N * T, heads, hd)."""
         problems, _, total, _ = query.shape
         length = self.prompt_sees.shape[-1]
-        of_prompt = [states[:, :, :length] for states in (query, key, value)]
-        prompt, _ = sdpa_attention_forward(module, *of_prompt, self.prompt_sees, **kwargs)
+        prompt, _ = sdpa_attention_forward(
+            module, query[:, :, :length], key[:, :, :length], value[:, :, :length], self.prompt_sees, **kwargs
+        )
         keys, values = (
             torch.cat([self._shared(states[:, :, :length]), self._cut(states[:, :, length:])], dim=2)
             for states in (key, value)
