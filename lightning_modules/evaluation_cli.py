@@ -75,6 +75,7 @@ class EvaluationCLI(CommandLine):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.refuse_half_weights(self.config.trainer.precision)
         settings = self.data_settings()
         precision = {"trainer.precision": str(self.config.trainer.precision)}
         self.output = Path(

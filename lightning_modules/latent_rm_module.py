@@ -114,6 +114,10 @@ class LatentRMModule(LightningModule):
                 "num_rollouts of 2 or more, or train with loss bce"
             )
 
+    def prompt_lengths(self, questions: list[str]) -> list[int]:
+        """Tokens of the questions' prompts, by which batches are made of problems of similar length."""
+        return self.reward_model.prompt_lengths(questions)
+
     def score(self, batch: AnnotatedBatch) -> Tensor:
         """Step scores, (B, N, T), with gradients."""
         prompt_ids, prompt_mask = self.reward_model.encode_prompts(batch.questions)
@@ -146,7 +150,9 @@ class LatentRMModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError(

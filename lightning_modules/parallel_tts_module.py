@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from latent_tts.aggregation import Aggregation, BestOfN, Hybrid, MajorityVoting, WeightedVoting
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.batch_budget import DoesNotFitError, FittingParts, join_rollouts
 from latent_tts.errors import UserError
 from latent_tts.evaluation import EvaluationMetrics, choose
 from latent_tts.metrics.diversity import step_diversity
@@ -26,8 +27,11 @@ from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.rollout import RolloutEngine, Rollouts
 from latent_tts.sampling import Deterministic, Sampler
 from latent_tts.search import SEARCHES, Search
+from lightning_modules.memory import problems_per_batch
 
 AGGREGATIONS: dict[str, Any] = {part().name: part for part in (MajorityVoting, BestOfN, WeightedVoting, Hybrid)}
+
+R = TypeVar("R")
 
 Part = str | dict[str, Any]
 """An aggregation or a search by its name, or by `name` and its options, such as {name: best_of_n, reduction: mean}."""
@@ -60,7 +64,8 @@ class ParallelTTSModule(LightningModule):
         max_answer_tokens: Answers are cut off after this many tokens.
         kind: Kind of the backbone, where its files do not say it; cot is written reasoning.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
-        dtype: Type the backbone's weights are held in.
+        dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
+            multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
         aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
             as {name: best_of_n, reduction: mean}; by default all of them, without a reward model only majority_voting.
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.
@@ -117,6 +122,8 @@ class ParallelTTSModule(LightningModule):
             written=written is not None,
         )
         self.rollout_seconds, self.rollouts_drawn = 0.0, 0
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
+        self._rollout_parts = FittingParts("rollouts of one problem")
 
     def settings(self) -> Settings:
         """Everything the records depend on, by option name; see `latent_tts.results`."""
@@ -150,8 +157,22 @@ class ParallelTTSModule(LightningModule):
         scorer = self.reward_model
         return self.backbone.fingerprint()[:16], None if scorer is None else weights_digest(scorer)
 
+    def problems_per_batch(self) -> Callable[[Problem], int]:
+        """How many problems fit in memory at once, told from the longest of them."""
+        return problems_per_batch(self, self.engine, self.num_rollouts)
+
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
-        """One record a problem, in the batch's order."""
+        """One record a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""
+        try:
+            parts = self._problem_parts.run(lambda first, end: self._records(batch[first:end]), len(batch))
+        except DoesNotFitError as error:
+            raise UserError(
+                f"Not even one problem with one rollout fits in the memory of {self.device}: take --model.dtype bfloat16, a "
+                "smaller --model.max_answer_tokens, or a device with more room."
+            ) from error
+        return [record for part in parts for record in part]
+
+    def _records(self, batch: Sequence[Problem]) -> list[Record]:
         questions, ids = [problem.question for problem in batch], [problem.problem_id for problem in batch]
         rollouts = self._timed_rollouts(questions, ids)
         greedy = self.greedy_engine.rollout(questions, 1, self.seed, ids)
@@ -194,11 +215,18 @@ class ParallelTTSModule(LightningModule):
             )
         return reward_model
 
+    def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int) -> list[R]:
+        """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""
+        return self._rollout_parts.run(work, self.num_rollouts) if num_problems == 1 else [work(0, self.num_rollouts)]
+
     # Parts of a step --------------------------------------------------------------------------------------------------
 
     def _timed_rollouts(self, questions: Sequence[str], ids: Sequence[str]) -> Rollouts:
         started = time.perf_counter()
-        rollouts = self.engine.rollout(questions, self.num_rollouts, self.seed, ids)
+        parts = self._over_rollouts(
+            lambda first, end: self.engine.rollout(questions, end - first, self.seed, ids, first), len(questions)
+        )
+        rollouts = join_rollouts(self.engine, questions, parts)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.rollout_seconds += time.perf_counter() - started
@@ -237,8 +265,12 @@ class ParallelTTSModule(LightningModule):
             record["written"] = answer | {"token_steps": int(chains.token_steps[i])}
 
     def _add_scores(self, records: Sequence[Record], questions: Sequence[str], rollouts: Rollouts) -> None:
-        assert self.reward_model is not None
-        scores = self.reward_model.score(questions, rollouts)  # (B, N, T)
+        model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
+        assert model is not None
+        parts = self._over_rollouts(
+            lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]), len(questions)
+        )
+        scores = torch.cat(parts, dim=1)  # (B, N, T)
         for record, of_problem in zip(records, scores.tolist(), strict=True):
             for rollout, steps in zip(record["rollouts"], of_problem, strict=True):
                 rollout["step_scores"] = rounded(steps[: rollout["num_latents"]])

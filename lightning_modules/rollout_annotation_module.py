@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +12,13 @@ from lightning.pytorch import LightningModule
 from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, LatentDtype
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.batch_budget import DoesNotFitError, FittingParts
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import Sampler
 from latent_tts.values import LastValue, annotate
+from lightning_modules.memory import problems_per_batch
 
 
 @dataclass
@@ -50,7 +54,8 @@ class RolloutAnnotationModule(LightningModule):
         max_answer_tokens: Answers are cut off after this many tokens.
         kind: Kind of the backbone, where its files do not say it.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
-        dtype: Type the backbone's weights are held in.
+        dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
+            multiplies it faster (docs/performance.md says what it does to answers).
         last: Value of a rollout's last prefix: the correctness of its own answer, or a Monte-Carlo estimate where the
             sampler leaves anything to chance after the last thought (see latent_tts/values.py).
         answer_rule: When an answer equals the gold answer: tolerance compares values, strict wants equal floats.
@@ -88,6 +93,7 @@ class RolloutAnnotationModule(LightningModule):
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
 
     def annotation_settings(self, data: str, precision: str = "32-true") -> AnnotationSettings:
         """Everything the annotations depend on.
@@ -112,8 +118,27 @@ class RolloutAnnotationModule(LightningModule):
             extra={"last": self.last, "answer_rule": self.answer_rule, "precision": precision},
         )
 
+    def problems_per_batch(self) -> Callable[[Problem], int]:
+        """How many problems fit in memory at once, told from the longest of them."""
+        return problems_per_batch(self, self.engine, self.num_rollouts, self.max_rows)
+
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:
-        """One annotated problem a problem, in the batch's order."""
+        """One annotated problem a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""
+        while True:
+            try:
+                parts = self._problem_parts.run(lambda first, end: self._annotate(batch[first:end]), len(batch))
+                return [problem for part in parts for problem in part]
+            except DoesNotFitError as error:
+                if self.max_rows <= max(1, self.num_continuations):
+                    raise UserError(
+                        f"Not even one problem with its {self.num_rollouts} rollouts and the {self.num_continuations} "
+                        f"continuations of a prefix fits in the memory of {self.device}: take --model.dtype bfloat16, a smaller "
+                        "--model.num_rollouts or --model.max_answer_tokens, or a device with more room."
+                    ) from error
+                self.max_rows = max(1, self.num_continuations, self.max_rows // 2)
+                warnings.warn("Out of memory: going on with fewer continuations at a time (max_rows).", stacklevel=2)
+
+    def _annotate(self, batch: Sequence[Problem]) -> list[AnnotatedProblem]:
         found = annotate(
             self.engine,
             [problem.question for problem in batch],

@@ -233,6 +233,12 @@ BAD_INPUT = {
     "reward model that is none": (["--model.reward_model={checkpoint}"], "is it a backbone and not a reward model"),
     "prompt without room": (["--model.max_answer_tokens=250"], "leaves no room"),
     "output is a file": (["--output={tmp}/empty.jsonl"], "empty.jsonl is a file; name another folder with --output"),
+    "a batch size that is none": (
+        ["--data.batch_size=many"],
+        "--data.batch_size must be int or one of 'auto', got many",
+    ),
+    "no problem in a batch": (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
+    "every weight in half precision": (["--trainer.precision=bf16-true"], "give --model.dtype bfloat16"),
     "no such device": (["--trainer.accelerator=tpu"], "--trainer options"),
 }
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -330,6 +331,18 @@ def test_a_batch_is_padded_to_its_longest_rollout(tmp_path: Path) -> None:
     assert batch.mask.sum(-1).tolist() == [[6, 5, 6, 2], [3, 1, 2, 0]]
     assert torch.equal(batch.values.isnan(), ~batch.mask)
     assert torch.equal(batch.mask, batch.labelled("continuations"))
+
+
+def test_batches_are_made_of_prompts_with_as_many_tokens(workplace: Path) -> None:
+    """Tokens that have nothing to do with characters: the last digits of a problem's number."""
+    data = AnnotatedRolloutDataModule(str(workplace / "annotations"), batch_size=4, val_share=0.5)
+    data.setup("fit")
+    tokens = lambda questions: [int(question.strip("?")[-1]) for question in questions]  # noqa: E731
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(prompt_lengths=tokens))  # type: ignore[assignment]
+    lengths = [length for batch in data.val_dataloader() for length in tokens(batch.questions)]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 3
+    spread = [max(row) - min(row) for row in (tokens(batch.questions) for batch in data.train_dataloader())]
+    assert sum(spread) <= max(lengths)  # one pool of batches: neighbours in length share a batch
 
 
 def test_a_loader_in_another_process_gives_the_same_batches(workplace: Path) -> None:
