@@ -38,8 +38,9 @@ class AnnotationCounts:
 class RolloutAnnotationModule(LightningModule):
     """Draws N rollouts of every problem and values each of their latent prefixes by M continuations.
 
-    Problems whose rollouts are all right or all wrong are kept and flagged in the store, with values or, to spend nothing on
-    what training leaves out by its own option, without (`continue_uniform`). What is written depends on none of `max_rows`, the batch size or the devices.
+    Problems whose rollouts are all right or all wrong are kept and flagged in the store. Training leaves them out by its own
+    option; `continue_uniform` decides whether continuations are spent on them. What is written depends on none of `max_rows`,
+    the batch size or the devices.
 
     Args:
         backbone: Folder or hub id of the latent reasoning model (published layout).
@@ -102,7 +103,7 @@ class RolloutAnnotationModule(LightningModule):
         """
         backbone = self.backbone
         extra: dict[str, Any] = {"last": self.last, "answer_rule": self.answer_rule, "precision": precision}
-        if not self.continue_uniform:  # named where it is chosen, so that folders from before the option can be gone on with
+        if not self.continue_uniform:  # not named by default: older folders lack it
             extra["continue_uniform"] = False
         return AnnotationSettings(
             backbone_fingerprint=backbone.fingerprint(),
