@@ -16,6 +16,7 @@ Metrics = Mapping[str, Any]
 """The content of metrics.json."""
 
 _LABELS = {"single": "single rollout", "written": "written reasoning", "best_of_n": "best-of-N"}
+_METHODS = ("majority_voting", "best_of_n", "weighted_voting", "hybrid", "beam_search", "particle_filtering")
 _COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -29,12 +30,13 @@ _ANSWERS = ("greedy", "written")  # one answer a problem; written where a model 
 DASH = "\N{EN DASH}"  # between the ends of an interval
 
 
-def label(name: str) -> str:
-    """`best_of_n_mean@16` -> `best-of-N mean @ 16`."""
+def label(name: str, joint: str = " (", closing: str = ")") -> str:
+    """`best_of_n_last@16` -> `best-of-N @ 16 (last)`: what differs from the defaults stands between `joint` and `closing`."""
     method, _, budget = name.partition("@")
-    base = next((key for key in _LABELS if method.startswith(key)), None)
-    text = method.replace("_", " ") if base is None else _LABELS[base] + method.removeprefix(base).replace("_", " ")
-    return f"{text} @ {budget}" if budget else text
+    base = next((known for known in _METHODS if method == known or method.startswith(f"{known}_")), method)
+    options = method.removeprefix(base).removeprefix("_").replace("_", ", ")
+    text = _LABELS.get(base, base.replace("_", " ")) + (f" @ {budget}" if budget else "")
+    return f"{text}{joint}{options}{closing}" if options else text
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def curve_rows(metrics: Metrics, joint: str, decimals: int = 1) -> tuple[list[st
         name: {1: _cell(metrics, name, metrics["accuracy"][name])} for name in [*answers(metrics), "single"]
     } | curves(metrics)
     return ["", *(f"k = {k}" for k in ks)], [
-        [label(name), *(_text(cells.get(k), joint, decimals) for k in ks)] for name, cells in rows.items()
+        [label(name, joint, ""), *(_text(cells.get(k), joint, decimals) for k in ks)] for name, cells in rows.items()
     ]
 
 
@@ -146,7 +148,7 @@ def strategy_rows(metrics: Metrics, joint: str) -> tuple[list[str], list[list[st
     header = ["", "accuracy", "minus voting", "head-room", "token steps"]
     return header, [
         [
-            label(row.name),
+            label(row.name, joint, ""),
             _text(row.accuracy, joint),
             _signed(row.difference, joint),
             "" if row.head_room is None else f"{100 * row.head_room:.0f} %",
@@ -322,7 +324,8 @@ def compute_figure(metrics: Metrics) -> Figure:
             label=label(name),
         )
     axes.set_xscale("log")
-    axes.set_xticks(list(cost["rollouts"].values()), [f"{steps:,.0f}" for steps in cost["rollouts"].values()])
+    ticks = [*cost["rollouts"].values(), max(strategy.token_steps for strategy in strategies(metrics))]
+    axes.set_xticks(ticks, [f"{steps:,.0f}" for steps in ticks])
     axes.minorticks_off()
     axes.legend(fontsize="small")
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.batch_budget import DoesNotFitError, FittingParts, join_rollouts
 from latent_tts.errors import UserError
 from latent_tts.evaluation import EvaluationMetrics, choose
+from latent_tts.fingerprint import fingerprint
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.report import label
@@ -155,7 +155,7 @@ class ParallelTTSModule(LightningModule):
     def _fingerprints(self) -> tuple[str, str | None]:
         """Of the backbone and of the reward model, taken once: hashing a large model takes seconds."""
         scorer = self.reward_model
-        return self.backbone.fingerprint()[:16], None if scorer is None else weights_digest(scorer)
+        return self.backbone.fingerprint()[:16], None if scorer is None else fingerprint(scorer.state_dict())[:16]
 
     def problems_per_batch(self) -> Callable[[Problem], int]:
         """How many problems fit in memory at once, told from the longest of them."""
@@ -296,15 +296,6 @@ class ParallelTTSModule(LightningModule):
 
     def _answer(self, problem: Problem, text: str, answer: float | None) -> Record:
         return {"text": text, "answer": answer, "correct": answers_equal(answer, problem.gold, self.answer_rule)}
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """16 hex characters of the sha256 over a model's weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def make_aggregations(parts: Sequence[Part] | None, scored: bool) -> list[Aggregation]:

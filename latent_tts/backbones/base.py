@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
+from latent_tts.fingerprint import fingerprint
 from latent_tts.layers import use_fast_layers
 from latent_tts.vocabulary import Vocabulary
 
@@ -131,13 +131,8 @@ class LatentBackbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """sha256 over everything that decides what the model computes: weights, config, tokenizer and metadata."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.published_state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(json.dumps(self.metadata(), sort_keys=True).encode())
-        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        return digest.hexdigest()
+        metadata, vocabulary = self.metadata(), sorted(self.tokenizer.get_vocab().items())
+        return fingerprint(self.published_state_dict(), json.dumps(metadata, sort_keys=True), json.dumps(vocabulary))
 
     # What the engine asks for ---------------------------------------------------------------------------------------
 
