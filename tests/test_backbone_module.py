@@ -20,8 +20,16 @@ from latent_tts.distillation import DistillationForms
 from latent_tts.errors import UserError
 from latent_tts.rollout import RolloutEngine
 from tests.conftest import QUESTIONS
-from tests.test_coconut_module import StopAfter
-from tests.training import MAKERS, flat_gradients, flat_weights, make_codi, make_data, make_trainer, write_tiny_model
+from tests.training import (
+    MAKERS,
+    StopAfter,
+    flat_gradients,
+    flat_weights,
+    make_codi,
+    make_data,
+    make_trainer,
+    write_tiny_model,
+)
 
 KINDS = ["codi", "cot"]
 OPTIONS = [("codi", {}), ("codi", {"lora": LoRA(r=4)}), ("cot", {})]

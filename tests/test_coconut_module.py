@@ -22,6 +22,7 @@ from latent_tts.errors import UserError
 from lightning_modules.backbone_module import accumulated_batches
 from tests.training import (
     ONE_EPOCH_A_STAGE,
+    StopAfter,
     addition,
     flat_weights,
     make_data,
@@ -67,14 +68,6 @@ def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(model, tmp_path, st
         resumed, make_data(tmp_path, 8), ckpt_path=tmp_path / f"kept-{stop_after}" / "last.ckpt"
     )
     assert torch.equal(flat_weights(resumed), straight)
-
-
-class StopAfter(Callback):
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
-        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def test_dropout_of_a_resumed_epoch_is_that_of_the_uninterrupted_one(tmp_path):

@@ -75,6 +75,21 @@ def test_every_record_holds_the_chain_the_writer_decodes_greedily_and_a_resumed_
     assert "| written reasoning |" in (tmp_path / "report.md").read_text()
 
 
+def test_written_reasoning_can_be_evaluated_by_itself(options, writer, tmp_path):
+    """As the backbone: with dropout while it writes its chains differ; there are no latents to be diverse."""
+    dropout = [
+        "--model.sampler=MonteCarloDropout",
+        "--model.sampler.p=0.3",
+        "--model.sampler.scope=prompt+latent+answer",
+    ]
+    own = [f"--model.backbone={writer}", "--model.written=null", *dropout]
+    assert evaluate(*options, *own, "--data.limit=6", f"--output={tmp_path}") == 0
+    records = records_of(tmp_path)
+    assert any(len({rollout["text"] for rollout in record["rollouts"]}) > 1 for record in records.values())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["diversity"] == {"mean": None, "per_step": []}
+
+
 def test_another_writer_is_another_configuration(options, tmp_path, capsys):
     assert evaluate(*options, "--data.limit=2", f"--output={tmp_path}") == 0
     assert evaluate(*options[:-1], "--data.limit=2", f"--output={tmp_path}") == 2

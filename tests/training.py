@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
@@ -80,6 +81,14 @@ def flat_weights(module: BackboneModule) -> Tensor:
 def flat_gradients(module: BackboneModule) -> Tensor:
     """Those of the last optimizer step, which stay until the next batch."""
     return torch.cat([p.grad.flatten() for p in module.backbone.parameters() if p.grad is not None])
+
+
+class StopAfter(Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def make_trainer(**options: Any) -> Trainer:
