@@ -101,6 +101,9 @@ class Written:
     labels: Tensor  # (B, L) bool, true at tokens that are predicted, each from the column before it
     read: Tensor  # (B,), the column that predicts the first token of the answer's number
 
+    def to(self, device: torch.device | str) -> Written:
+        return Written(self.ids.to(device), self.mask.to(device), self.labels.to(device), self.read.to(device))
+
 
 @dataclass(frozen=True)
 class DistillationBatch:
@@ -122,18 +125,25 @@ def collate_lessons(
     if min(shared) == 0:  # a row's first column must be real: then nothing is shared
         shared = [0] * len(lessons)
     rows = list(zip(lessons, shared, strict=True))
-    questions = pad_right([lesson.student_prompt[:n] for lesson, n in rows], pad_token_id)
-    prompts = pad_right([lesson.student_prompt[n:] for lesson, n in rows], pad_token_id)
     numbers = [lesson.number_length for lesson in lessons]
-    student = _written([lesson.student_tail for lesson in lessons], [1] * len(lessons), numbers, pad_token_id, device)
+    question_ids, question_mask = pad_right([lesson.student_prompt[:n] for lesson, n in rows], pad_token_id)
+    prompt_ids, prompt_mask = pad_right([lesson.student_prompt[n:] for lesson, n in rows], pad_token_id)
+    student = _written([lesson.student_tail for lesson in lessons], [1] * len(lessons), numbers, pad_token_id)
     teacher = _written(
         [lesson.teacher_prompt[n:] + lesson.teacher_tail for lesson, n in rows],
         [len(lesson.teacher_prompt) - n for lesson, n in rows],
         numbers,
         pad_token_id,
-        device,
     )
-    return DistillationBatch(*(t.to(device) for t in (*questions, *prompts)), student, teacher, num_latents)
+    return DistillationBatch(
+        question_ids=question_ids.to(device),
+        question_mask=question_mask.to(device),
+        prompt_ids=prompt_ids.to(device),
+        prompt_mask=prompt_mask.to(device),
+        student=student.to(device),
+        teacher=teacher.to(device),
+        num_latents=num_latents,
+    )
 
 
 def _written(
@@ -141,13 +151,12 @@ def _written(
     num_given: Sequence[int],
     number_lengths: Sequence[int],
     pad_token_id: int,
-    device: torch.device | str,
 ) -> Written:
     """Rows whose first `num_given` tokens are no labels."""
     ids, mask = pad_right(rows, pad_token_id)
     labels = mask.bool() & (torch.arange(ids.shape[1]) >= torch.tensor(num_given).unsqueeze(-1))
     read = mask.sum(dim=1) - torch.tensor(number_lengths) - 1
-    return Written(*(t.to(device) for t in (ids, mask, labels, read)))
+    return Written(ids, mask, labels, read)
 
 
 @dataclass(frozen=True)

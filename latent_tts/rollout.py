@@ -120,7 +120,8 @@ class RolloutEngine:
         """
         if num_rollouts < 1:
             raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
-        state = self.expand(self.start(questions, seed, problem_ids), num_rollouts)
+        state = self.start(questions, seed, problem_ids)
+        state = self.expand(state, num_rollouts) if self.backbone.num_latents else self._fork(state, num_rollouts)
         return self.as_rollouts(self.finish(state), state.prompts, _problem_ids(questions, problem_ids))
 
     @torch.inference_mode()
@@ -223,6 +224,13 @@ class RolloutEngine:
     def answer(self, state: ThoughtState) -> Answers:
         """Ends the thinking of every row where it stands and decodes its answer greedily; the state stays usable."""
         return self._read_answers(*self._answer_ids(state))
+
+    def _fork(self, state: ThoughtState, num_children: int) -> ThoughtState:
+        """Rows of encoded prompts that answer without a thought."""
+        state = state.fork(num_children)
+        if state.cache is not None:
+            return state
+        return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
 
     # Passes through the model ---------------------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
 from latent_tts.distillation import DistillationForms, build_lessons, collate_lessons, distillation_losses
+from latent_tts.errors import UserError
 from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
 from lightning_modules.backbone_module import BackboneModule
@@ -41,6 +41,8 @@ class CodiModule(BackboneModule):
         student_factor: Weight of the student's cross-entropy.
         teacher_factor: Weight of the teacher's cross-entropy.
         distillation_factor: Weight of the distillation.
+        distillation_warmup: Share of all optimizer steps over which that weight rises from 0, for a start whose teacher cannot
+            reason in writing yet: until it can, its hidden states would only spoil the student's.
         left_padding: Reproduces prompts padded on the left without position ids, where a row's positions count from where its
             padding begins: for checkpoints that were trained that way.
         optimization: Optimizer and learning rate.
@@ -65,6 +67,7 @@ class CodiModule(BackboneModule):
         student_factor: float = 1.0,
         teacher_factor: float = 1.0,
         distillation_factor: float = 1.0,
+        distillation_warmup: float = 0.0,
         left_padding: bool = False,
         optimization: Optimization = DEFAULT_OPTIMIZATION,
         global_batch_size: int = 128,
@@ -84,8 +87,13 @@ class CodiModule(BackboneModule):
             max_answer_tokens=max_answer_tokens,
             seed=seed,
         )
+        if not 0.0 <= distillation_warmup <= 1.0:
+            raise UserError(
+                f"distillation_warmup is a share of the training and must be in [0, 1], got {distillation_warmup}."
+            )
         self.forms, self.left_padding = forms, left_padding
-        self.factors = {"student": student_factor, "teacher": teacher_factor, "distillation": distillation_factor}
+        self.student_factor, self.teacher_factor = student_factor, teacher_factor
+        self.distillation_factor, self.distillation_warmup = distillation_factor, distillation_warmup
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """The loss of every example: (B,)."""
@@ -100,4 +108,11 @@ class CodiModule(BackboneModule):
         self.log_dict(
             {f"train/{name}_loss": loss.detach().mean() for name, loss in named.items()}, batch_size=len(batch)
         )
-        return torch.stack([self.factors[name] * loss for name, loss in named.items()]).sum(dim=0)
+        distilled = self.distillation_factor * self.distillation_share() * parts.distillation
+        return self.student_factor * parts.student + self.teacher_factor * parts.teacher + distilled
+
+    def distillation_share(self) -> float:
+        """The part of its full weight that the distillation has at this step."""
+        if self.distillation_warmup == 0.0:
+            return 1.0
+        return min(1.0, self.global_step / (self.distillation_warmup * self.trainer.estimated_stepping_batches))

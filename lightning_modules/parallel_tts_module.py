@@ -40,6 +40,7 @@ class ParallelTTSModule(LightningModule):
 
         problem_id, question, gold
         greedy       {text, answer, correct} of the rollout without sampling
+        written      {text, answer, correct, token_steps} of the model that reasons in writing, where one is given
         rollouts     N times {text, answer, correct, num_latents, step_scores (null without a reward model)}
         chosen       {aggregation: answer}
         search       {"beam_search@4x4": {text, answer, correct, token_steps}}, empty without searches
@@ -57,7 +58,7 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: N, rollouts of each problem.
         seed: Seed of every random draw; rollout n of a problem depends on nothing but this seed, the problem's id and n.
         max_answer_tokens: Answers are cut off after this many tokens.
-        kind: Kind of the backbone, where its files do not say it.
+        kind: Kind of the backbone, where its files do not say it; cot is written reasoning.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
         dtype: Type the backbone's weights are held in.
         aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
@@ -65,6 +66,9 @@ class ParallelTTSModule(LightningModule):
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.
         search: Reward-guided searches to run beside the rollouts: beam_search, particle_filtering, each as a name or as
             {name: beam_search, num_beams: 4, num_candidates: 4}.
+        written: Folder or hub id of a causal LM that reasons in writing (ChainOfThoughtModule trains one); its greedy answers
+            are reported beside those of the latent model.
+        max_written_tokens: Its steps and answer are cut off after this many tokens.
         answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
         num_bootstrap: Bootstrap replicates behind each confidence interval.
 
@@ -79,12 +83,14 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: int = 16,
         seed: int = 0,
         max_answer_tokens: int = 64,
-        kind: Literal["coconut", "codi", "colar"] | None = None,
+        kind: Literal["coconut", "codi", "colar", "cot"] | None = None,
         num_latents: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         aggregations: list[Part] | None = None,
         reward_model: str | None = None,
         search: list[Part] | None = None,
+        written: str | None = None,
+        max_written_tokens: int = 256,
         answer_rule: AnswerRule = "tolerance",
         num_bootstrap: int = 1000,
     ) -> None:
@@ -100,12 +106,15 @@ class ParallelTTSModule(LightningModule):
         self.searches = make_searches(search or [], scored=reward_model is not None)
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.greedy_engine = RolloutEngine(self.backbone, Deterministic(), max_answer_tokens)
+        self.written = None if written is None else load_backbone(written, "cot", dtype=dtype)
+        self.max_written_tokens = max_written_tokens
         self.metrics = EvaluationMetrics(
             num_rollouts,
             self.backbone.num_latents,
             self.aggregations,
             [search.name for search in self.searches],
             num_bootstrap,
+            written=written is not None,
         )
         self.rollout_seconds, self.rollouts_drawn = 0.0, 0
 
@@ -125,8 +134,15 @@ class ParallelTTSModule(LightningModule):
                     "answer_rule": self.answer_rule,
                     "reward_model": {"fingerprint": self._fingerprints[1]},
                 }
+                | self._written_settings()
             }
         )
+
+    def _written_settings(self) -> Settings:
+        if self.written is None:
+            return {}
+        fingerprint = self.written.fingerprint()[:16]
+        return {"written": {"fingerprint": fingerprint, "max_written_tokens": self.max_written_tokens}}
 
     @cached_property
     def _fingerprints(self) -> tuple[str, str | None]:
@@ -140,6 +156,8 @@ class ParallelTTSModule(LightningModule):
         rollouts = self._timed_rollouts(questions, ids)
         greedy = self.greedy_engine.rollout(questions, 1, self.seed, ids)
         records = [self._record(problem, i, rollouts, greedy) for i, problem in enumerate(batch)]
+        if self.written is not None:
+            self._add_written(records, batch)
         if self.reward_model is not None:
             self._add_scores(records, questions, rollouts)
             self._add_searches(records, batch)
@@ -209,6 +227,14 @@ class ParallelTTSModule(LightningModule):
                 "greedy": int(greedy.token_steps[i]),
             },
         }
+
+    def _add_written(self, records: Sequence[Record], batch: Sequence[Problem]) -> None:
+        assert self.written is not None
+        engine = RolloutEngine(self.written, max_answer_tokens=self.max_written_tokens)
+        chains = engine.rollout([problem.question for problem in batch], num_rollouts=1)
+        for i, (record, problem) in enumerate(zip(records, batch, strict=True)):
+            answer = self._answer(problem, chains.texts[i][0], chains.answers[i][0])
+            record["written"] = answer | {"token_steps": int(chains.token_steps[i])}
 
     def _add_scores(self, records: Sequence[Record], questions: Sequence[str], rollouts: Rollouts) -> None:
         assert self.reward_model is not None

@@ -20,16 +20,21 @@ from latent_tts.backbones.training import load_for_training
 from latent_tts.curriculum import Curriculum
 from latent_tts.errors import UserError
 from lightning_modules.backbone_module import accumulated_batches
-from tests.training import ONE_EPOCH_A_STAGE, addition, make_data, make_module, make_trainer, write_tiny_model
+from tests.training import (
+    ONE_EPOCH_A_STAGE,
+    StopAfter,
+    addition,
+    flat_weights,
+    make_data,
+    make_module,
+    make_trainer,
+    write_tiny_model,
+)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("scratch") / "model")
-
-
-def flat_weights(module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.backbone.parameters()])
 
 
 def trained(model: Path, data: Path, batch_size: int, epochs: int = 4, **options) -> torch.Tensor:
@@ -63,14 +68,6 @@ def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(model, tmp_path, st
         resumed, make_data(tmp_path, 8), ckpt_path=tmp_path / f"kept-{stop_after}" / "last.ckpt"
     )
     assert torch.equal(flat_weights(resumed), straight)
-
-
-class StopAfter(Callback):
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
-        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def test_dropout_of_a_resumed_epoch_is_that_of_the_uninterrupted_one(tmp_path):
@@ -140,7 +137,7 @@ def test_two_processes_train_and_validate_as_one_does(model, tmp_path):
     module = make_module(model, global_batch_size=8, lr=1e-3)
     make_trainer(max_epochs=4, limit_val_batches=0).fit(module, make_data(tmp_path, 8))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path), "coconut"]
     subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], timeout=300)
     two = torch.load(tmp_path / "two.pt")
     torch.testing.assert_close(two["weights"], flat_weights(module), atol=2e-4, rtol=0)

@@ -177,6 +177,16 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(small, tmp_path)
     assert module.engine.sampler.sigma == 0.75
 
 
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("demo/")])
+def test_every_demo_runs_with_the_model_it_is_named_after(name, tmp_path):
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    assert config["model"]["backbone"] == f"checkpoints/{Path(name).stem}"
+    small = ["--data.size=4", "--model.num_rollouts=2", "--model.num_bootstrap=50", "--trainer.accelerator=cpu"]
+    assert evaluate(f"--config={CONFIGS / name}", *small, f"--output={tmp_path}") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["num_problems"], metrics["invalid_answer_rate"]) == (4, 0.0)
+
+
 def test_the_demo_is_the_default_unless_a_backbone_is_chosen(tmp_path):
     def names(*args: str) -> list[str]:
         return [path.name for path in base_configs(args)]

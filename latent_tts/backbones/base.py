@@ -39,6 +39,7 @@ class LatentBackbone(nn.Module, ABC):
     kind: ClassVar[str]
     dynamic: ClassVar[bool] = False  # True where the model itself decides when to stop thinking
     default_num_latents: ClassVar[int] = 6
+    min_latents: ClassVar[int] = 1
     default_prompt_form: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]] = (START_OF_THOUGHT, END_OF_THOUGHT, LATENT)
     end_of_thought: ClassVar[str] = END_OF_THOUGHT
@@ -52,15 +53,15 @@ class LatentBackbone(nn.Module, ABC):
     ) -> None:
         super().__init__()
         num_latents = self.default_num_latents if num_latents is None else num_latents
-        if num_latents < 1:
-            raise UserError(f"num_latents must be at least 1, got {num_latents}.")
+        if num_latents < self.min_latents:
+            raise UserError(f"num_latents must be at least {self.min_latents}, got {num_latents}.")
         enable_shared_prefix(model)
         _fuse_activations(model)
         self.model = model
         self.tokenizer = tokenizer
         self.num_latents = num_latents
         self.prompt_form = prompt_form or self.default_prompt_form
-        self.end_of_thought_id = self._token_id(self.end_of_thought)
+        self.end_of_thought_id = self.find_end_of_thought()
         self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
         self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
 
@@ -74,14 +75,13 @@ class LatentBackbone(nn.Module, ABC):
 
         New rows start from the mean of the old ones, the usual choice for a token that was never trained.
         """
-        missing = [token for token in cls.special_tokens if token not in tokenizer.get_vocab()]
-        if missing:
-            tokenizer.add_tokens(missing)
-        if len(tokenizer) > embedding_table(model).shape[0]:
+        tokenizer.add_tokens([token for token in cls.special_tokens if token not in tokenizer.get_vocab()])
+        num_rows = embedding_table(model).shape[0]
+        if len(tokenizer) > num_rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             with torch.no_grad():
                 for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-                    table[-len(missing) :] = table[: -len(missing)].mean(dim=0)
+                    table[num_rows:] = table[:num_rows].mean(dim=0)
         return cls(model, tokenizer, num_latents, **kwargs)
 
     @classmethod
@@ -218,6 +218,10 @@ class LatentBackbone(nn.Module, ABC):
     @abstractmethod
     def next_latent(self, hidden: Tensor) -> Tensor:
         """The next latent thought, as the embedding that is fed: hidden state (..., D) to (..., D)."""
+
+    def find_end_of_thought(self) -> int:
+        """Id of the token that is fed when the thinking is over, before the first token of the answer."""
+        return self._token_id(self.end_of_thought)
 
     # Small print ----------------------------------------------------------------------------------------------------
 
