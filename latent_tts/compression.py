@@ -30,7 +30,7 @@ from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.colar import Colar
 from latent_tts.problems import ReasoningExample
 
-LatentLoss = Literal["mse", "nll", "soft_mse"]
+LatentLoss = Literal["mse", "nll", "soft_mse", "mse_nll"]
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,8 @@ def latent_losses(
     ``nll``       (m - t)^2 / (2 s^2) + log s, the negative log-likelihood under N(m, s^2) less its constant
     ``soft_mse``  (m - t)^2 + s^2 - w log s: the expected squared error of a draw from N(m, s^2), less w times its
                   entropy but for the constant; least at s^2 = w / 2, however well m is known
+    ``mse_nll``   mse for m, and nll for s with m held fixed: the deviation tells how well m is known, but does not make the
+                  mean care most for what it knows best already, as it does in nll
     """
     error = (mean.float() - target.float()).square()
     if form == "mse":
@@ -199,4 +201,6 @@ def latent_losses(
     log_std = log_std.float()
     if form == "nll":
         return (error * (-2 * log_std).exp() / 2 + log_std).mean(dim=-1)
+    if form == "mse_nll":
+        return (error + error.detach() * (-2 * log_std).exp() / 2 + log_std).mean(dim=-1)
     return (error + (2 * log_std).exp() - entropy_weight * log_std).mean(dim=-1)

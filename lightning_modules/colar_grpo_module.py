@@ -109,9 +109,8 @@ class ColarGRPOModule(BackboneModule):
                 self.collect(batch)  # a cache would keep weights that were cast without gradients
         experience, old = self.experience, self.old
         if experience is None or old is None:
-            return sum(p.sum() for p in self.parameters() if p.requires_grad).view(1)[
-                :0
-            ]  # no term, but every weight takes part
+            # No term, but every weight takes part, as all processes of a run expect.
+            return torch.stack([p.sum() for p in self.parameters() if p.requires_grad])[:0]
         new, reference = action_log_probs(self.backbone, self.sampler, experience), None
         for model in self.reference:
             with torch.no_grad():

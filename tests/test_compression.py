@@ -49,6 +49,9 @@ def slow_losses(backbone, example, factor, form, entropy_weight):
         elif form == "nll":
             constant = 0.5 * math.log(2 * math.pi)
             latents.append(-(Normal(mean, std).log_prob(target) + constant).sum() / dimensions)
+        elif form == "mse_nll":
+            fixed = -(Normal(mean.detach(), std).log_prob(target) + 0.5 * math.log(2 * math.pi))
+            latents.append(((mean - target) ** 2 + fixed).sum() / dimensions)
         else:
             latents.append(((mean - target) ** 2 + std**2 - entropy_weight * std.log()).sum() / dimensions)
         fed.append(merged)
@@ -66,7 +69,7 @@ def gradients(backbone, loss):
 
 
 @pytest.mark.parametrize("factor", [1, 3, 7])
-@pytest.mark.parametrize("form", ["mse", "nll", "soft_mse"])
+@pytest.mark.parametrize("form", ["mse", "nll", "soft_mse", "mse_nll"])
 def test_losses_and_gradients_equal_feeding_one_embedding_at_a_time(backbone, factor, form):
     """Rows of different lengths, with last groups that are shorter than the others."""
     examples = examples_at(backbone, factor)

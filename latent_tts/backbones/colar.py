@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,10 +51,12 @@ class Colar(LatentBackbone):
     default_prompt_form = speed_form.replace("{speed}", "2")
     special_tokens = (END,)
     end_of_thought = END
+    lt_head: LatentHead
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.lt_head = self.extra_modules(self.model.config)["lt_head"].to(self.device, self.dtype)
+        head = self.extra_modules(self.model.config)["lt_head"].to(self.device, self.dtype)
+        self.lt_head = cast(LatentHead, head)
         self.latent_embedding_std: float = float(getattr(self.model.config, "latent_embedding_std", 1.0))
 
     @classmethod
