@@ -120,22 +120,27 @@ class Worker:
         self.process.communicate()
 
 
-def take_turns(module: str, jobs: dict[str, dict[str, Any]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Measurements of every job, by name, one of each in every round, so that other load on the machine meets all alike."""
+def take_turns(module: str, jobs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Measurements of every job, by name, one of each in every round, so that other load on the machine meets all alike.
+
+    A job takes part in its first ``repeats`` rounds.
+    """
     workers = {name: Worker(module, job) for name, job in jobs.items()}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
-    for _ in range(rounds):
+    for turn in range(max(job["repeats"] for job in jobs.values())):
         for name, worker in workers.items():
-            measured[name].append(worker.call())
+            if turn < jobs[name]["repeats"]:
+                measured[name].append(worker.call())
     for worker in workers.values():
         worker.close()
     return measured
 
 
-def serve(run: Callable[[], Any], clock: str, device: str = "cpu") -> None:
+def serve(run: Callable[[], Any], clock: str, device: str = "cpu", warm_up: bool = True) -> None:
     """A worker's side: warms up, then times a call per line of its input; memory is counted from here on."""
     before = torch.cuda.memory_allocated() if device.startswith("cuda") else resident_bytes()
-    run()
+    if warm_up:
+        run()
     for _ in sys.stdin:
         synchronize(device)
         start = CLOCKS[clock]()

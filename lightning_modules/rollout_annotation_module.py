@@ -86,6 +86,7 @@ class RolloutAnnotationModule(LightningModule):
         self.num_rollouts, self.num_continuations, self.seed = num_rollouts, num_continuations, seed
         self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
 
