@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -83,16 +82,21 @@ def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> floa
     return 2 * size**3 / median_seconds(lambda: left @ right, 5, device)
 
 
-def resident_bytes() -> int:
-    """Memory this process holds now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def start_counting(device: str = "cpu") -> int:
+    """Forgets what the most memory was, and returns what this process (on CUDA: the allocator) holds now, in bytes."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes(device)
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """The most memory this process ever held (on CUDA: that the allocator ever gave out)."""
+    """The most memory this process (on CUDA: the allocator) held since ``start_counting``; Linux only."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 class Worker:
@@ -120,22 +124,27 @@ class Worker:
         self.process.communicate()
 
 
-def take_turns(module: str, jobs: dict[str, dict[str, Any]], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Measurements of every job, by name, one of each in every round, so that other load on the machine meets all alike."""
+def take_turns(module: str, jobs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Measurements of every job, by name, one of each in every round, so that other load on the machine meets all alike.
+
+    A job takes part in its first ``repeats`` rounds.
+    """
     workers = {name: Worker(module, job) for name, job in jobs.items()}
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
-    for _ in range(rounds):
+    for turn in range(max(job["repeats"] for job in jobs.values())):
         for name, worker in workers.items():
-            measured[name].append(worker.call())
+            if turn < jobs[name]["repeats"]:
+                measured[name].append(worker.call())
     for worker in workers.values():
         worker.close()
     return measured
 
 
-def serve(run: Callable[[], Any], clock: str, device: str = "cpu") -> None:
+def serve(run: Callable[[], Any], clock: str, device: str = "cpu", warm_up: bool = True) -> None:
     """A worker's side: warms up, then times a call per line of its input; memory is counted from here on."""
-    before = torch.cuda.memory_allocated() if device.startswith("cuda") else resident_bytes()
-    run()
+    before = start_counting(device)
+    if warm_up:
+        run()
     for _ in sys.stdin:
         synchronize(device)
         start = CLOCKS[clock]()

@@ -109,7 +109,7 @@ def compare(args: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any]
     job = vars(args) | setting
     count = job["problems"] * job["num_rollouts"]
     names = ["ours", "GEMM"] + (["reference"] if count <= args.reference_limit else [])
-    measured = take_turns("benchmarks.rollouts", {name: job | {"which": name} for name in names}, args.repeats)
+    measured = take_turns("benchmarks.rollouts", {name: job | {"which": name} for name in names})
     seconds = {name: [turn["seconds"] for turn in measured[name]] for name in names if name != "GEMM"}
     memory = {name: measured[name][-1]["memory"] / 2**20 for name in seconds}
     rates = {name: [turn[name] for turn in measured["GEMM"]] for name in ("square", "feed-forward")}

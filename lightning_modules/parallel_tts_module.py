@@ -107,6 +107,7 @@ class ParallelTTSModule(LightningModule):
         self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
         self.aggregations = make_aggregations(aggregations, scored=reward_model is not None)
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
         self.reward_model = None if reward_model is None else self._load_reward_model(reward_model, dtype)
         self.searches = make_searches(search or [], scored=reward_model is not None)
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
