@@ -3,12 +3,12 @@
     python -m benchmarks.refill --backbone FOLDER     a trained CoLaR, on GSM-Symbolic problems
     python -m benchmarks.refill                       random weights, lengths that vary as much as geometric ones
 
-Rollouts that are done leave the batch when a quarter of it is done, and the rest stays a rectangle of problems by rollouts. What
-a refilled batch would save on top is bounded by two losses, measured here: rows that wait or fill up the rectangle ("waiting",
-the share of row positions that went through the model in vain), and the higher cost per row of small batches at the end.
-"Refilling saves at most" is the share of the time that is left where every useful position costs what it costs in the largest
-batch. Without a backbone the model stops after each thought with the chance --stop, and ends its answer after each token with
-the chance --end.
+Rollouts that are done leave the batch when a quarter of it is done. "Waiting" is the share of row positions that go through the
+model in vain all the same: rows that wait for that quarter, or fill up the rectangle of problems by rollouts. In a refilled batch
+a problem's N rows make room for another problem when its last rollout is done, so they wait for that one; in return every pass is
+over a full batch, at the lowest cost per row. "Time if refilled" is the share of the passes' time that remains if every row of a
+problem takes as many positions as its longest, at the median cost per row of the full batch. Without a backbone the model stops
+after each thought with the chance --stop, and ends its answer after each token with the chance --end.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def measure(backbone: LatentBackbone, args: argparse.Namespace, problems: int) -
     rollouts = engine.rollout(questions, args.num_rollouts)
     seconds = time.process_time() - started
     backbone.last_hidden = clock.last_hidden  # type: ignore[method-assign]
-    useful = useful_positions(engine, questions, rollouts)
+    useful = int(positions_of(rollouts).sum())
     fed = sum(rows * positions for rows, positions, _ in clock.passes)
+    refilled = int(positions_of(rollouts).amax(dim=1).sum()) * args.num_rollouts
     in_passes = sum(spent for _, _, spent in clock.passes)
     full = [
         spent / rows
@@ -99,15 +100,15 @@ def measure(backbone: LatentBackbone, args: argparse.Namespace, problems: int) -
         "thoughts": f"{lengths.mean():.1f} ± {lengths.std():.1f} (within problems {lengths.std(dim=1).mean():.1f})",
         "seconds": seconds,
         "waiting": 1 - useful / fed,
-        "refilling saves at most": max(0.0, (in_passes - useful * per_row) / seconds),
+        "waiting if refilled": 1 - useful / refilled,
+        "time if refilled": refilled * per_row / in_passes,
     }
 
 
-def useful_positions(engine: RolloutEngine, questions: list[str], rollouts: Rollouts) -> int:
-    """Row positions that had to go through the model: thoughts, end-of-thought, and answer tokens but the last of each."""
-    prompts = engine.backbone.encode_prompts(questions)
-    spent = rollouts.token_steps - engine.prompt_steps(prompts, rollouts.latents.shape[1])
-    return int(spent.sum())
+def positions_of(rollouts: Rollouts) -> Tensor:
+    """(P, N) positions that had to go through the model: thoughts, end-of-thought, and answer tokens but the last of each."""
+    written = (rollouts.answer_ids != 0).sum(dim=2) + 1  # the end of text is token 0, and so is what comes after it
+    return rollouts.num_latents + written.clamp(max=rollouts.answer_ids.shape[2])
 
 
 def main() -> None:

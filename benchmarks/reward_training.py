@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -28,7 +30,6 @@ from benchmarks.common import (
     SIZES,
     block_flops,
     gemm_rate,
-    in_fresh_process,
     machine,
     random_coconut,
     resident_bytes,
@@ -88,7 +89,7 @@ def alternate(job: Job, ways: list[bool]) -> dict[bool, float]:
     return {packed: statistics.median(spent[1:]) for packed, spent in times.items()}
 
 
-def step_memory(job: Job) -> dict[str, int]:
+def step_memory(job: Job) -> int:
     """Bytes of one step beyond what stays: weights, gradients and optimizer state, in place after a step on little."""
     model, optimizer = make_model(job)
     bf16, device = job["dtype"] == "bfloat16", job["device"]
@@ -99,9 +100,9 @@ def step_memory(job: Job) -> dict[str, int]:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         step()
-        return {"bytes": torch.cuda.max_memory_allocated() - before}
+        return torch.cuda.max_memory_allocated() - before
     before = resident_bytes()
-    return {"bytes": peak_resident_bytes(step) - before}
+    return peak_resident_bytes(step) - before
 
 
 def peak_resident_bytes(run: Callable[[], Any]) -> int:
@@ -123,16 +124,19 @@ def peak_resident_bytes(run: Callable[[], Any]) -> int:
     return max(peak, resident_bytes())
 
 
+def step_memory_in_fresh_process(job: Job) -> int:
+    """`step_memory` where no other step has left anything behind."""
+    command = [sys.executable, "-m", "benchmarks.reward_training", "--job", json.dumps(job)]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+
+
 def measure(job: Job, rate: float) -> dict[str, Any]:
     """One row of the table."""
     ways = [True, False] if job["problems"] * job["num_rollouts"] <= job["reference_limit"] else [True]
     seconds = alternate(job, ways)
     mib: dict[bool, float | None] = dict.fromkeys([True, False])
     if job["memory"]:
-        mib |= {
-            packed: in_fresh_process("benchmarks.reward_training", job | {"packed": packed})["bytes"] / 2**20
-            for packed in ways
-        }
+        mib |= {packed: step_memory_in_fresh_process(job | {"packed": packed}) / 2**20 for packed in ways}
     problems, both = job["problems"], False in ways
     positions = problems * (job["prompt_length"] + job["num_rollouts"] * job["num_latents"])
     operations = 3 * block_flops(job["size"]) * positions  # a backward pass is twice a forward pass
@@ -171,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.job:
-        print(json.dumps(step_memory(json.loads(options.job))))
+        print(step_memory(json.loads(options.job)))
         return
     rate, rows = gemm_rate(getattr(torch, options.dtype), options.device), []
     for size, length, n in product(options.size, options.prompt_length, options.num_rollouts):
