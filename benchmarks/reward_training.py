@@ -1,7 +1,7 @@
 """Problems per second and peak memory in the training of a reward model, rollouts packed behind one prompt beside one by one.
 
     python -m benchmarks.reward_training                              GPT-2 small, prompt 80, 6 latents, N = 8
-    python -m benchmarks.reward_training --size tiny small --prompt-length 20 80 320 --num-rollouts 1 4 16 64 256 --out FILE
+    python -m benchmarks.reward_training --size tiny --prompt-length 20 80 320 --num-rollouts 1 4 16 64 256 --out FILE
 
 A step is forward, contrastive loss, backward, gradient clipping and AdamW. The straightforward implementation is the model's own
 ``packed=False``: every rollout a row with its own prompt. Both take turns in one process, so that other load on the machine meets
