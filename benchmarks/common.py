@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 SIZES = {  # layers, width, heads, vocabulary
     "tiny": (4, 256, 4, 768),
@@ -80,25 +82,100 @@ def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> floa
     return 2 * size**3 / median_seconds(lambda: left @ right, 5, device)
 
 
-def resident_bytes() -> int:
-    """Memory this process holds now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def start_counting(device: str = "cpu") -> int:
+    """Forgets what the most memory was, and returns what this process (on CUDA: the allocator) holds now, in bytes."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes(device)
 
 
 def peak_bytes(device: str = "cpu") -> int:
-    """The most memory this process ever held (on CUDA: that the allocator ever gave out)."""
+    """The most memory this process (on CUDA: the allocator) held since ``start_counting``; Linux only."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def in_fresh_process(module: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Runs ``python -m module --job JSON`` and returns the JSON it prints last, so that peaks of memory don't mix."""
-    command = [sys.executable, "-m", module, "--job", json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Worker:
+    """One implementation in a process of its own, so that peaks of memory don't mix, which does one call when it is told.
+
+    Args:
+        module: Its ``main`` takes ``--job JSON`` and hands the work to ``serve``.
+        job: What to do.
+    """
+
+    def __init__(self, module: str, job: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", module, "--job", json.dumps(job)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def call(self) -> dict[str, Any]:
+        """What the worker measured of one call; the first one waits for its warm-up."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))} failed")  # type: ignore[arg-type]
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def take_turns(module: str, jobs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Measurements of every job, by name, one of each in every round, so that other load on the machine meets all alike.
+
+    A job takes part in its first ``repeats`` rounds.
+    """
+    workers = {name: Worker(module, job) for name, job in jobs.items()}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+    for turn in range(max(job["repeats"] for job in jobs.values())):
+        for name, worker in workers.items():
+            if turn < jobs[name]["repeats"]:
+                measured[name].append(worker.call())
+    for worker in workers.values():
+        worker.close()
+    return measured
+
+
+def serve(run: Callable[[], Any], clock: str, device: str = "cpu", warm_up: bool = True) -> None:
+    """A worker's side: warms up, then times a call per line of its input; memory is counted from here on."""
+    before = start_counting(device)
+    if warm_up:
+        run()
+    for _ in sys.stdin:
+        synchronize(device)
+        start = CLOCKS[clock]()
+        run()
+        synchronize(device)
+        measured = {"seconds": CLOCKS[clock]() - start, "memory": peak_bytes(device) - before}
+        print(json.dumps(measured), flush=True)
+
+
+def serve_gemm(rows: int, width: int, dtype: torch.dtype, clock: str, device: str = "cpu") -> None:
+    """A worker's side: the rate of matrix products, of large squares and of the blocks' own feed-forward shape.
+
+    Each is the best of several, the machine's limit at that moment, in operations per second.
+    """
+    shapes = {"square": (2048, 2048, 2048), "feed-forward": (rows, width, 4 * width)}
+    for _ in sys.stdin:
+        print(json.dumps({name: _gemm(shape, dtype, clock, device) for name, shape in shapes.items()}), flush=True)
+
+
+def _gemm(shape: tuple[int, int, int], dtype: torch.dtype, clock: str, device: str) -> float:
+    rows, inner, columns = shape
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    right = torch.randn(inner, columns, device=device).to(dtype)
+    operations, times = 2 * rows * inner * columns, []
+    for _ in range(max(3, int(5e10 / operations))):
+        synchronize(device)
+        start = CLOCKS[clock]()
+        left @ right
+        synchronize(device)
+        times.append(CLOCKS[clock]() - start)
+    return operations / min(times)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -107,6 +184,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     return {
         "device": name,
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
@@ -139,3 +217,30 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def plot_curves(panels: dict[str, list[dict[str, Any]]], out: str) -> None:
+    """Draws ms per rollout, ours and the reference's, a panel per quantity that was varied.
+
+    Args:
+        panels: By the name of the column that varies, the rows of its table.
+        out: PNG file to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
+    for axes, (column, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for dtype in dict.fromkeys(row["dtype"] for row in rows):
+            for name, style in (("ours", "o-"), ("reference", "s--")):
+                points = [(row[column], row[f"{name} ms/rollout"]) for row in rows if row["dtype"] == dtype]
+                points = [(x, y) for x, y in points if y is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), style, label=f"{name}, {dtype}")
+        if not isinstance(rows[0][column], str):
+            axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(column)
+        axes.set_ylabel("ms per rollout")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(out, dpi=130)

@@ -1,34 +1,50 @@
 """Rollouts per second and peak memory, ours beside a straightforward implementation, in one run.
 
     python -m benchmarks.rollouts                          GPT-2 small, prompt 80, 6 latents, 8 answer tokens, N = 64
-    python -m benchmarks.rollouts --num-rollouts 1 4 16 64 256 1024 --dtype bfloat16 --out rollouts.json
+    python -m benchmarks.rollouts --dtype float32 bfloat16 --num-rollouts 1 4 16 64 256 1024 --out rollouts.json
+    python -m benchmarks.rollouts --curves rollouts.png    cost per rollout against N, problems, prompt length, model size
 
-The straightforward implementation is what the public code of the field does: the prompt copied N times and encoded in
-every copy, keys and values concatenated at every step, logits of the whole vocabulary at every position, the whole batch
-kept until its last row ends. Each measurement runs in a process of its own; memory is counted beyond the weights.
+The straightforward implementation is what the public code of the field does: the prompt copied N times and encoded in every
+copy, keys and values concatenated at every step, logits of the whole vocabulary at every position, the whole batch kept until
+its last row ends. It is given the same model object, fused activations and weight layouts included.
+
+Every flag that takes several values is varied, one row each. Implementations run in processes of their own and take turns, as
+does the measurement of the machine's matrix-product rate; figures are medians over the rounds. Memory is the peak beyond the
+weights. ``--clock cpu --threads 1`` counts processor seconds, for a machine that others use too.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common import (
+    CLOCKS,
     SIZES,
     block_flops,
-    gemm_rate,
-    in_fresh_process,
     machine,
-    median_seconds,
-    peak_bytes,
+    plot_curves,
     random_coconut,
-    resident_bytes,
+    serve,
+    serve_gemm,
     show,
+    take_turns,
     vocabulary_flops,
 )
+
+CURVES: dict[str, dict[str, list[Any]]] = {  # what is varied, and what else is set: one panel each
+    "N": {"num_rollouts": [1, 4, 16, 64, 256, 1024]},
+    "problems": {"problems": [1, 2, 4, 8, 16], "num_rollouts": [16]},
+    "prompt": {"prompt_length": [20, 40, 80, 160, 320], "num_rollouts": [16]},
+    "size": {"size": ["tiny", "small", "medium"], "num_rollouts": [16]},
+}
+VARIED = ["size", "prompt_length", "problems", "num_rollouts", "dtype"]
 
 
 def straightforward(
@@ -54,29 +70,30 @@ def straightforward(
     return torch.cat(answers, dim=1)
 
 
-def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """One implementation at one setting: seconds per call and peak memory beyond the weights."""
+def work(job: dict[str, Any]) -> None:
+    """A worker's side: one implementation at one setting, or the matrix products."""
     from latent_tts.rollout import RolloutEngine
     from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 
     torch.set_grad_enabled(False)
-    device = job["device"]
-    backbone = random_coconut(job["size"], getattr(torch, job["dtype"]), job["num_latents"], device)
+    if job["threads"]:
+        torch.set_num_threads(job["threads"])
+    device, dtype, problems, n = job["device"], getattr(torch, job["dtype"]), job["problems"], job["num_rollouts"]
+    if job["which"] == "GEMM":
+        serve_gemm(n * problems, SIZES[job["size"]][1], dtype, job["clock"], device)
+        return
+    backbone = random_coconut(job["size"], dtype, job["num_latents"], device).requires_grad_(False)
     backbone.eos_token_id = -1  # random weights must not end an answer early: every rollout decodes all its tokens
     generator = torch.Generator().manual_seed(0)
-    shape = (job["problems"], job["prompt_length"])
-    prompts = torch.randint(1, 256, shape, generator=generator).tolist()
+    prompts = torch.randint(1, 256, (problems, job["prompt_length"]), generator=generator).tolist()
     sampler = AdditiveGaussianNoise(0.5) if job["sampler"] == "agn" else MonteCarloDropout(0.1)
     engine = RolloutEngine(backbone, sampler, max_answer_tokens=job["answer_tokens"])
     engine.backbone.encode_prompts = lambda questions: prompts  # type: ignore[method-assign]
-    questions = [str(i) for i in range(job["problems"])]
+    questions = [str(i) for i in range(problems)]
     if job["which"] == "ours":
-        run = lambda: engine.rollout(questions, job["num_rollouts"])  # noqa: E731
+        serve(lambda: engine.rollout(questions, n), job["clock"], device)
     else:
-        run = lambda: straightforward(backbone, prompts, job["num_rollouts"], job["answer_tokens"], 0.5)  # noqa: E731
-    before = torch.cuda.memory_allocated() if device.startswith("cuda") else resident_bytes()
-    seconds = median_seconds(run, job["repeats"], device)
-    return {"seconds": seconds, "memory": peak_bytes(device) - before}
+        serve(lambda: straightforward(backbone, prompts, n, job["answer_tokens"], 0.5), job["clock"], device)
 
 
 def useful_flops(job: dict[str, Any]) -> int:
@@ -87,59 +104,75 @@ def useful_flops(job: dict[str, Any]) -> int:
     return positions * block_flops(job["size"]) + logits * vocabulary_flops(job["size"])
 
 
-def compare(args: argparse.Namespace, num_rollouts: int) -> dict[str, Any]:
+def compare(args: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any]:
     """One row of the table."""
-    job = vars(args) | {"num_rollouts": num_rollouts}
-    ours = in_fresh_process("benchmarks.rollouts", job | {"which": "ours"})
-    rate = gemm_rate(getattr(torch, args.dtype), args.device)
-    row = {
-        "N": num_rollouts,
-        "ours rollouts/s": args.problems * num_rollouts / ours["seconds"],
-        "ours ms/rollout": 1e3 * ours["seconds"] / (args.problems * num_rollouts),
-        "ours MiB": ours["memory"] / 2**20,
-        "GEMM share": useful_flops(job) / ours["seconds"] / rate,
+    job = vars(args) | setting
+    count = job["problems"] * job["num_rollouts"]
+    names = ["ours", "GEMM"] + (["reference"] if count <= args.reference_limit else [])
+    measured = take_turns("benchmarks.rollouts", {name: job | {"which": name} for name in names})
+    seconds = {name: [turn["seconds"] for turn in measured[name]] for name in names if name != "GEMM"}
+    memory = {name: measured[name][-1]["memory"] / 2**20 for name in seconds}
+    rates = {name: [turn[name] for turn in measured["GEMM"]] for name in ("square", "feed-forward")}
+    shares = {
+        name: statistics.median(useful_flops(job) / s / r for s, r in zip(seconds["ours"], turns, strict=True))
+        for name, turns in rates.items()
     }
-    if num_rollouts * args.problems <= args.reference_limit:
-        reference = in_fresh_process("benchmarks.rollouts", job | {"which": "reference"})
-        row |= {
-            "reference rollouts/s": args.problems * num_rollouts / reference["seconds"],
-            "reference MiB": reference["memory"] / 2**20,
-            "times faster": reference["seconds"] / ours["seconds"],
-            "memory share": ours["memory"] / reference["memory"],
-        }
-    else:
-        row |= dict.fromkeys(["reference rollouts/s", "reference MiB", "times faster", "memory share"])
-    return row | {"GFLOP/s of GEMM": rate / 1e9}
+    ours = statistics.median(seconds["ours"])
+    row = {"dtype": job["dtype"], "size": job["size"], "prompt": job["prompt_length"], "problems": job["problems"]}
+    row |= {"N": job["num_rollouts"], "ours rollouts/s": count / ours, "ours ms/rollout": 1e3 * ours / count}
+    row |= {"ours MiB": memory["ours"], "share of GEMM": shares["square"], "at own shape": shares["feed-forward"]}
+    row |= dict.fromkeys(["reference rollouts/s", "reference ms/rollout", "reference MiB", "times faster"])
+    if "reference" in seconds:
+        theirs = statistics.median(seconds["reference"])
+        row |= {"reference rollouts/s": count / theirs, "reference ms/rollout": 1e3 * theirs / count}
+        row["reference MiB"] = memory["reference"]
+        row["times faster"] = statistics.median(
+            r / o for r, o in zip(seconds["reference"], seconds["ours"], strict=True)
+        )
+    return row | {f"{name} GFLOP/s": statistics.median(turns) / 1e9 for name, turns in rates.items()}
+
+
+def measure(args: argparse.Namespace, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """A row for every combination of the values of the flags."""
+    settings = [dict(zip(values, some, strict=True)) for some in itertools.product(*values.values())]
+    return [compare(args, setting) for setting in settings]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="small", help="model size (default: %(default)s, GPT-2 small)")
-    parser.add_argument("--num-rollouts", type=int, nargs="+", default=[64], help="values of N (default: %(default)s)")
-    parser.add_argument("--problems", type=int, default=1, help="problems in a batch (default: %(default)s)")
-    parser.add_argument("--prompt-length", type=int, default=80, help="tokens of a prompt (default: %(default)s)")
-    parser.add_argument("--num-latents", type=int, default=6, help="latent thoughts (default: %(default)s)")
-    parser.add_argument("--answer-tokens", type=int, default=8, help="tokens of an answer (default: %(default)s)")
-    parser.add_argument("--sampler", choices=["agn", "dropout"], default="agn", help="sampler (default: %(default)s)")
-    parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="type (default: %(default)s)"
-    )
-    parser.add_argument("--device", default="cpu", help="device (default: %(default)s)")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="timed calls, of which the median counts (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--reference-limit", type=int, default=256, help="largest N the reference runs at (default: %(default)s)"
-    )
-    parser.add_argument("--out", help="JSON file to write the table to")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--size", choices=SIZES, nargs="+", default=["small"], help="model sizes (default: %(default)s, GPT-2 small)")
+    add("--num-rollouts", type=int, nargs="+", default=[64], help="values of N (default: %(default)s)")
+    add("--problems", type=int, nargs="+", default=[1], help="problems in a batch (default: %(default)s)")
+    add("--prompt-length", type=int, nargs="+", default=[80], help="tokens of a prompt (default: %(default)s)")
+    add("--dtype", choices=["float32", "bfloat16"], nargs="+", default=["float32"], help="types (default: %(default)s)")
+    add("--num-latents", type=int, default=6, help="latent thoughts (default: %(default)s)")
+    add("--answer-tokens", type=int, default=8, help="tokens of an answer (default: %(default)s)")
+    add("--sampler", choices=["agn", "dropout"], default="agn", help="sampler (default: %(default)s)")
+    add("--device", default="cpu", help="device (default: %(default)s)")
+    add("--threads", type=int, default=0, help="CPU threads (default: torch's own)")
+    add("--clock", choices=CLOCKS, default="wall", help="what a second is (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="timed rounds (default: %(default)s)")
+    add("--reference-limit", type=int, default=256, help="most rows the reference runs with (default: %(default)s)")
+    add("--out", help="JSON file to write the table to")
+    add("--curves", help="PNG file: measures the four curves instead, and draws them")
+    add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
-        print(json.dumps(measure(json.loads(args.job))))
+        work(json.loads(args.job))
         return
-    rows = [compare(args, n) for n in args.num_rollouts]
-    title = f"{args.size}, {args.dtype}, prompt {args.prompt_length}, {args.num_latents} latents, {args.answer_tokens} tokens"
-    show(title, rows, args.out, machine=machine(args.device))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    values = {name: getattr(args, name) for name in VARIED}
+    facts = {"clock": args.clock, "repeats": args.repeats, **machine(args.device)}
+    title = f"Rollouts, {args.sampler}, {args.num_latents} latents, {args.answer_tokens} tokens"
+    if not args.curves:
+        show(title, measure(args, values), args.out, **facts)
+        return
+    panels = {column: measure(args, values | varied) for column, varied in CURVES.items()}
+    rows = [row for panel in panels.values() for row in panel]
+    show(title, rows, args.out or str(Path(args.curves).with_suffix(".json")), **facts)
+    plot_curves(panels, args.curves)
 
 
 if __name__ == "__main__":

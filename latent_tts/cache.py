@@ -4,7 +4,7 @@ The rows of a batch form a rectangle of P groups (problems) by G members (rollou
 parts exactly: its scores against the group's prefix and against its own suffix go through one softmax.
 
     prefix  (P, H, L, hd)      right-padded, hidden where a shorter prompt has no token
-    suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling
+    suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling up to ``max_slots``
 
 This is the only file that touches a transformers ``Cache``. Not supported: sliding-window and linear attention.
 """
@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "shared_prefix"
+_FIRST_SLOTS = 16
 
 
 def enable_shared_prefix(model: PreTrainedModel) -> None:
@@ -52,6 +53,12 @@ AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
+def prefers_whole_buffers(keys: Tensor) -> bool:
+    """Whether attention had better read unused slots too: on accelerators, where shapes should stay the same from pass to
+    pass, and in half precision, where batched products first copy operands that are not contiguous."""
+    return keys.device.type != "cpu" or keys.dtype in (torch.bfloat16, torch.float16)
+
+
 class SharedPrefixCache(Cache):
     """See the module's docstring. Made by ``from_prompt`` and handed to the model for passes over suffix positions.
 
@@ -60,21 +67,37 @@ class SharedPrefixCache(Cache):
         length: Suffix slots in use.
     """
 
-    def __init__(self, prefix: list[tuple[Tensor, Tensor]], prefix_mask: Tensor | None, group_size: int = 1) -> None:
+    def __init__(
+        self,
+        prefix: list[tuple[Tensor, Tensor]],
+        prefix_mask: Tensor | None,
+        group_size: int = 1,
+        max_slots: int | None = None,
+    ) -> None:
         super().__init__(layers=[])
         self.prefix = prefix  # per layer keys and values, each (P, H, L, hd)
         self.prefix_mask = prefix_mask  # (P, L) bool, None where every position is real
         self.suffix: list[tuple[Tensor, Tensor]] = []  # per layer, each (P, H, G, S, hd)
         self.group_size = group_size
+        self.max_slots = max_slots
         self.length = 0
         self.valid: Tensor | None = None  # (P, G, S) bool; None: every slot in use is a real position
         self.shared = False  # buffers belong to another cache too: copy before the first write
+        self.bias: Tensor | None = None  # of the running pass, see _visibility
+        self.whole_buffers = prefers_whole_buffers(prefix[0][0])
 
     @classmethod
-    def from_prompt(cls, cache: DynamicCache, mask: Tensor) -> SharedPrefixCache:
-        """Takes over the keys and values of a prompt pass with right-padded prompts; mask (P, L) bool."""
+    def from_prompt(cls, cache: DynamicCache, mask: Tensor, max_slots: int | None = None) -> SharedPrefixCache:
+        """Takes over the keys and values of a prompt pass with right-padded prompts.
+
+        Args:
+            cache: What the pass recorded.
+            mask: (P, L) bool.
+            max_slots: Suffix positions that a row will need at most, where that is known: buffers grow no further.
+        """
         prefix = [(layer.keys, layer.values) for layer in cast(list[DynamicLayer], cache.layers)]
-        return cls(prefix, None if bool(mask.all()) else mask)  # type: ignore[arg-type]  # filled by the pass
+        mask_or_none = None if bool(mask.all()) else mask
+        return cls(prefix, mask_or_none, max_slots=max_slots)  # type: ignore[arg-type]  # filled by the pass
 
     @property
     def num_groups(self) -> int:
@@ -88,10 +111,10 @@ class SharedPrefixCache(Cache):
 
     def repeat(self, times: int) -> SharedPrefixCache:
         """Every row becomes ``times`` neighbouring rows; the prefix is shared, the suffix copied."""
-        new = SharedPrefixCache(self.prefix, self.prefix_mask, self.group_size * times)
+        new = self._with_prefix(None, self.group_size * times)
         new.length = self.length
-        new.suffix = [(_repeat(k, times, self.length), _repeat(v, times, self.length)) for k, v in self.suffix]
         new.valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=1)
+        new._copy_suffix(self.suffix, lambda buffer: buffer.repeat_interleave(times, dim=2), self.length)
         return new
 
     def select(self, index: Tensor) -> SharedPrefixCache:
@@ -107,10 +130,11 @@ class SharedPrefixCache(Cache):
         new = self._with_prefix(None if same else groups, index.shape[1])
         member = index % self.group_size
         new.length = self.length
-        new.suffix = [
-            (_gather(k, groups, member, self.length), _gather(v, groups, member, self.length)) for k, v in self.suffix
-        ]
         new.valid = None if self.valid is None else self.valid[groups.unsqueeze(1), member]
+        # Advanced indices on dims 0 and 2 move to the front: (P', G', H, S, hd).
+        new._copy_suffix(
+            self.suffix, lambda buffer: buffer[groups.unsqueeze(1), :, member].transpose(1, 2), self.length
+        )
         return new
 
     def rewind(self, length: int) -> SharedPrefixCache:
@@ -130,9 +154,34 @@ class SharedPrefixCache(Cache):
 
     def _with_prefix(self, groups: Tensor | None, group_size: int) -> SharedPrefixCache:
         if groups is None:
-            return SharedPrefixCache(self.prefix, self.prefix_mask, group_size)
+            return SharedPrefixCache(self.prefix, self.prefix_mask, group_size, self.max_slots)
         mask = None if self.prefix_mask is None else self.prefix_mask[groups]
-        return SharedPrefixCache([(k[groups], v[groups]) for k, v in self.prefix], mask, group_size)
+        return SharedPrefixCache([(k[groups], v[groups]) for k, v in self.prefix], mask, group_size, self.max_slots)
+
+    def _copy_suffix(self, source: list[tuple[Tensor, Tensor]], rows: Callable[[Tensor], Tensor], needed: int) -> None:
+        """Fills buffers of its own with the used slots of others; ``rows`` rearranges their rows (P, H, G, S, hd)."""
+        for layer, pair in enumerate(source):
+            used = (rows(buffer[..., : self.length, :]) for buffer in pair)
+            keys, values = (self._buffer(buffer, needed) for buffer in used)
+            self.suffix[layer : layer + 1] = [(keys, values)]
+
+    def _make_room(self, needed: int) -> None:
+        """Sees to buffers of its own with at least the needed slots."""
+        if not self.suffix:
+            shape = (self.num_groups, self.prefix[0][0].shape[1], self.group_size, 0, self.prefix[0][0].shape[3])
+            empty = self.prefix[0][0].new_empty(shape)
+            self.suffix = [(self._buffer(empty, needed), self._buffer(empty, needed)) for _ in self.prefix]
+        elif self.shared or self.suffix[0][0].shape[3] < needed:
+            self._copy_suffix(self.suffix, lambda buffer: buffer, needed)
+        self.shared = False
+
+    def _buffer(self, used: Tensor, needed: int) -> Tensor:
+        """A buffer that begins with the used slots (P, H, G, S, hd), with room to grow into."""
+        slots = max(_FIRST_SLOTS, 1 << (needed - 1).bit_length())  # by doubling
+        slots = slots if self.max_slots is None else max(needed, min(slots, self.max_slots))
+        buffer = used.new_zeros(*used.shape[:3], slots, used.shape[4])  # unused slots are hidden, but must be finite
+        buffer[..., : used.shape[3], :] = used
+        return buffer
 
     # One forward pass -----------------------------------------------------------------------------------------------
 
@@ -143,10 +192,8 @@ class SharedPrefixCache(Cache):
             num_positions: Q, positions fed per row.
             real: (R, Q) bool, false where a row only waits: that slot is never attended to. ``None``: all real.
         """
+        self._make_room(self.length + num_positions)
         start, self.length = self.length, self.length + num_positions
-        if self.shared:
-            self.suffix = [(k[..., :start, :].clone(), v[..., :start, :].clone()) for k, v in self.suffix]
-            self.shared = False
         if real is not None or self.valid is not None:
             shape = (self.num_groups, self.group_size)
             before = torch.ones(*shape, start, dtype=torch.bool, device=self.prefix[0][0].device)
@@ -157,16 +204,12 @@ class SharedPrefixCache(Cache):
                 else real.view(*shape, -1)
             )
             self.valid = torch.cat([before, now], dim=-1)
+        self.bias = self._visibility(num_positions)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Writes the keys and values (R, H, Q, hd) of the running pass into their slots."""
-        start = self.length - key_states.shape[2]
-        if layer_idx == len(self.suffix):
-            capacity = max(self.length, 8)
-            self.suffix.append((self._buffer(key_states, capacity), self._buffer(value_states, capacity)))
         keys, values = self.suffix[layer_idx]
-        if keys.shape[3] < self.length:
-            self.suffix[layer_idx] = keys, values = _grow(keys, self.length), _grow(values, self.length)
+        start = self.length - key_states.shape[2]
         keys[:, :, :, start : self.length] = self._as_groups(key_states)
         values[:, :, :, start : self.length] = self._as_groups(value_states)
         return key_states, value_states
@@ -174,23 +217,27 @@ class SharedPrefixCache(Cache):
     def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
         """Attention of the running pass: query (R, heads, Q, hd) to output (R, Q, heads, hd)."""
         prefix_keys, prefix_values = self.prefix[layer_idx]
-        keys, values = (buffer[:, :, :, : self.length] for buffer in self.suffix[layer_idx])  # (P, H, G, S, hd)
+        keys, values = (buffer[:, :, :, : self._slots] for buffer in self.suffix[layer_idx])  # (P, H, G, S, hd)
         rows, heads, length, width = query.shape
         groups, kv_heads, prefix_length = prefix_keys.shape[:3]
         # Query heads that share a key head (grouped-query attention) become further query positions of that head.
-        q = (query * scaling).reshape(groups, self.group_size, kv_heads, heads // kv_heads * length, width)
-        q = q.transpose(1, 2).contiguous()  # (P, H, G, Q, hd)
+        shape = (groups, self.group_size, kv_heads, heads // kv_heads, length, width)
+        q = query.new_empty(groups, kv_heads, self.group_size, heads // kv_heads * length, width)
+        split = query.view(shape).transpose(1, 2)  # (P, H, G, heads / H, Q, hd)
+        torch.mul(split, scaling, out=q.view(split.shape))
         on_prefix = q.view(groups, kv_heads, -1, width) @ prefix_keys.transpose(-1, -2)  # (P, H, G * Q, L)
         on_suffix = q @ keys.transpose(-1, -2)  # (P, H, G, Q, S)
-        scores = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
-        mask = self._mask(length, heads // kv_heads)
-        if mask is not None:
-            scores = scores.masked_fill_(~mask, float("-inf"))
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        joined = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
+        scores = joined.float()
+        if self.bias is not None:
+            scores.view(*split.shape[:-1], -1).add_(self.bias)
+        weights = scores.softmax(dim=-1).to(query.dtype)
         from_prefix = weights[..., :prefix_length].reshape(groups, kv_heads, -1, prefix_length) @ prefix_values
-        out = from_prefix.view(q.shape) + weights[..., prefix_length:] @ values  # (P, H, G, Q, hd)
-        out = out.transpose(1, 2).reshape(rows, heads, length, width)
-        return out.transpose(1, 2)
+        from_suffix = weights[..., prefix_length:] @ values  # (P, H, G, Q, hd)
+        out = query.new_empty(rows, length, heads, width)
+        as_query = out.view(groups, self.group_size, length, kv_heads, -1, width).permute(0, 3, 1, 4, 2, 5)
+        torch.add(from_prefix.view(split.shape), from_suffix.view(split.shape), out=as_query)
+        return out
 
     def placeholder_mask(self) -> Tensor:
         """What the model is given as attention mask: 4-D, so that it is passed on as it is, and read by nobody."""
@@ -200,47 +247,37 @@ class SharedPrefixCache(Cache):
         """Positions a row has behind it, padding included."""
         return self.prefix[0][0].shape[2] + self.length
 
-    def _mask(self, num_positions: int, repeats: int) -> Tensor | None:
-        """What each query position may see, (P, 1, G | 1, Q * repeats | 1, L + S), or None where that is everything."""
-        device, before = self.prefix[0][0].device, self.length - num_positions
-        prefix = self.prefix_mask
-        if prefix is None and self.valid is None and num_positions == 1:
+    @property
+    def _slots(self) -> int:
+        """Suffix slots that a pass attends to: all of the buffers', with unused ones hidden, or those in use."""
+        return self.suffix[0][0].shape[3] if self.whole_buffers else self.length
+
+    def _visibility(self, num_positions: int) -> Tensor | None:
+        """What is added to the scores of the running pass, 0 where a query position may look and -inf where not.
+
+        Returns:
+            (P | 1, 1, G | 1, 1, Q, L + S), or None where everything may be seen.
+        """
+        keys = self.prefix[0][0]
+        before, slots, prefix = self.length - num_positions, self._slots, self.prefix_mask
+        if prefix is None and self.valid is None and num_positions == 1 and slots == self.length:
             return None
-        slots = torch.arange(self.length, device=device)
-        causal = slots <= before + torch.arange(num_positions, device=device).unsqueeze(-1)  # (Q, S)
-        suffix = causal.repeat(repeats, 1).view(1, 1, 1, -1, self.length)
+        slot = torch.arange(slots, device=keys.device)
+        query = before + torch.arange(num_positions, device=keys.device).unsqueeze(-1)
+        suffix = (slot <= query).view(1, 1, 1, 1, num_positions, slots)
         if self.valid is not None:
             # A waiting position sees itself, or its softmax would be over nothing; nobody reads what it computes.
-            own = slots == before + torch.arange(num_positions, device=device).unsqueeze(-1)
-            own = own.repeat(repeats, 1).view(1, 1, 1, -1, self.length)
-            suffix = suffix & (self.valid.view(self.num_groups, 1, self.group_size, 1, -1) | own)
+            valid = nn.functional.pad(self.valid, (0, slots - self.length))
+            suffix = suffix & (valid.view(self.num_groups, 1, self.group_size, 1, 1, slots) | (slot == query))
         if prefix is None:
-            prefix = torch.ones(1, self.prefix[0][0].shape[2], dtype=torch.bool, device=device)
-        prefix = prefix.view(prefix.shape[0], 1, 1, 1, -1)
+            prefix = torch.ones(1, keys.shape[2], dtype=torch.bool, device=keys.device)
+        prefix = prefix.view(prefix.shape[0], 1, 1, 1, 1, -1)
         shape = torch.broadcast_shapes(prefix.shape[:-1], suffix.shape[:-1])
-        return torch.cat([prefix.expand(*shape, -1), suffix.expand(*shape, -1)], dim=-1)
+        seen = torch.cat([prefix.expand(*shape, -1), suffix.expand(*shape, -1)], dim=-1)
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
 
     def _as_groups(self, states: Tensor) -> Tensor:
         return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)
-
-    def _buffer(self, states: Tensor, capacity: int) -> Tensor:
-        heads, width = states.shape[1], states.shape[3]
-        return states.new_empty(self.num_groups, heads, self.group_size, capacity, width)
-
-
-def _repeat(buffer: Tensor, times: int, length: int) -> Tensor:
-    return buffer[:, :, :, :length].repeat_interleave(times, dim=2)
-
-
-def _gather(buffer: Tensor, groups: Tensor, member: Tensor, length: int) -> Tensor:
-    # Advanced indices on dims 0 and 2 move to the front: (P', G', H, S, hd).
-    return buffer[groups.unsqueeze(1), :, member, :length].transpose(1, 2).contiguous()
-
-
-def _grow(buffer: Tensor, needed: int) -> Tensor:
-    bigger = buffer.new_empty(*buffer.shape[:3], max(needed, 2 * buffer.shape[3]), buffer.shape[4])
-    bigger[:, :, :, : buffer.shape[3]] = buffer
-    return bigger
 
 
 def pad_right(rows: Iterable[list[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,6 @@ from latent_tts.seeding import problem_keys
 from latent_tts.thought_state import Batch, Results, ThoughtState
 
 _COMPACT_BELOW = 0.75  # rows that still decode are gathered into a smaller batch when their share falls below this
-_LOGIT_ROWS = 256  # rows projected to the vocabulary at a time, which bounds the memory of the scores
 
 
 @dataclass
@@ -92,7 +91,7 @@ class RolloutEngine:
         max_answer_tokens: Answers are cut off after this many tokens.
 
     Raises:
-        UserError: ``max_answer_tokens`` below 1.
+        UserError: ``max_answer_tokens`` below 1, or a sampler that can't draw from this backbone.
     """
 
     def __init__(self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64) -> None:
@@ -100,6 +99,7 @@ class RolloutEngine:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
         self.backbone = backbone
         self.sampler = sampler or Deterministic()
+        self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
 
     @torch.inference_mode()
@@ -125,7 +125,9 @@ class RolloutEngine:
         """
         if num_rollouts < 1:
             raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
-        state = self.expand(self.start(questions, seed, problem_ids), num_rollouts, first_rollout)
+        state = self.start(questions, seed, problem_ids)
+        begin = self.expand if self.backbone.num_latents else self._fork
+        state = begin(state, num_rollouts, first_rollout)
         return self.as_rollouts(self.finish(state), state.prompts, _problem_ids(questions, problem_ids))
 
     @torch.inference_mode()
@@ -202,8 +204,8 @@ class RolloutEngine:
         if not sampler.random_pass:
             return self._encode(state, prompts)
         last = torch.tensor([prompt[-1] for prompt in prompts], device=backbone.device)
-        state = self._encode(state, [prompt[:-1] for prompt in prompts])
-        return replace(state, hidden=None, pending=backbone.embed(last), lead=1)
+        state = self._encode(replace(state, lead=1), [prompt[:-1] for prompt in prompts])
+        return replace(state, hidden=None, pending=backbone.embed(last))
 
     @torch.inference_mode()
     def expand(self, state: ThoughtState, num_children: int | None = None, first_child: int = 0) -> ThoughtState:
@@ -230,6 +232,13 @@ class RolloutEngine:
         """Ends the thinking of every row where it stands and decodes its answer greedily; the state stays usable."""
         return self._read_answers(*self._answer_ids(state))
 
+    def _fork(self, state: ThoughtState, num_children: int, first_child: int) -> ThoughtState:
+        """Rows of encoded prompts that answer without a thought."""
+        state = state.fork(num_children, first_child)
+        if state.cache is not None:
+            return state
+        return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
+
     # Passes through the model ---------------------------------------------------------------------------------------
 
     def _encode(self, state: ThoughtState, prompts: list[list[int]]) -> ThoughtState:
@@ -243,7 +252,8 @@ class RolloutEngine:
             noise.switch("prompt", state.keys, positions - lengths.unsqueeze(-1))
             hidden = backbone.last_hidden(backbone.embed(ids), mask.long(), positions, recorded)
         last = hidden[torch.arange(len(prompts), device=backbone.device), lengths - 1]
-        return replace(state, cache=SharedPrefixCache.from_prompt(recorded, mask), hidden=last)
+        slots = state.lead + backbone.num_latents + self.max_answer_tokens  # the last token is chosen, not fed
+        return replace(state, cache=SharedPrefixCache.from_prompt(recorded, mask, slots), hidden=last)
 
     def _advance(self, state: ThoughtState) -> ThoughtState:
         """Feeds what is pending, so that every row has the hidden state its next thought is read from."""
@@ -260,9 +270,8 @@ class RolloutEngine:
         assert state.hidden is not None
         finished = state.finished
         if self.backbone.dynamic:
-            finished = finished | (self._most_likely(state.hidden) == self.backbone.end_of_thought_id)
-        latents = self.backbone.next_latent(state.hidden)
-        latents = self.sampler.perturb(latents, state.keys, state.num_latents + 1)
+            finished = finished | (self.backbone.most_likely(state.hidden) == self.backbone.end_of_thought_id)
+        latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
         if self.backbone.dynamic:
             latents = latents.masked_fill(finished.unsqueeze(-1), 0.0)
         return replace(
@@ -281,10 +290,9 @@ class RolloutEngine:
         num_tokens = torch.zeros_like(state.num_latents)
         batch, hidden = self._end_thought(state)
         for position in range(limit):
-            tokens = self._most_likely(hidden)
-            written = batch.rows[batch.wanted]
-            ids[written, position] = tokens[batch.wanted]
-            num_tokens[written] += 1
+            tokens = backbone.most_likely(hidden)
+            ids[batch.rows, position] = tokens.masked_fill(~batch.wanted, backbone.pad_token_id)
+            num_tokens[batch.rows] += batch.wanted
             batch.wanted = batch.wanted & (tokens != backbone.eos_token_id)
             share = batch.share_of(batch.wanted)
             if share == 0 or position == limit - 1:
@@ -331,10 +339,6 @@ class RolloutEngine:
         with self.sampler.attached(self.backbone) as noise:
             noise.switch(phase, state.keys, offsets)
             return self.backbone.last_hidden(inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache)
-
-    def _most_likely(self, hidden: Tensor) -> Tensor:
-        """Arg-max token of every row: (R, D) to (R,), projecting a bounded number of rows at a time."""
-        return torch.cat([self.backbone.logits(rows).argmax(dim=-1) for rows in hidden.split(_LOGIT_ROWS)])
 
     # From and to text -----------------------------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ class EvaluationCLI(CommandLine):
             else str(data.source),
             "seed": str(model.seed),
         }
-        return described | ({"reward model": model.reward_model} if model.reward_model else {})
+        others = {"reward model": model.reward_model, "written reasoning": model.written}
+        return described | {label: name for label, name in others.items() if name}
 
 
 def base_configs(args: Sequence[str]) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.batch_budget import DoesNotFitError, FittingParts, join_rollouts
 from latent_tts.errors import UserError
 from latent_tts.evaluation import EvaluationMetrics, choose
+from latent_tts.fingerprint import fingerprint
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.report import label
@@ -44,6 +44,7 @@ class ParallelTTSModule(LightningModule):
 
         problem_id, question, gold
         greedy       {text, answer, correct} of the rollout without sampling
+        written      {text, answer, correct, token_steps} of the model that reasons in writing, where one is given
         rollouts     N times {text, answer, correct, num_latents, step_scores (null without a reward model)}
         chosen       {aggregation: answer}
         search       {"beam_search@4x4": {text, answer, correct, token_steps}}, empty without searches
@@ -61,7 +62,7 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: N, rollouts of each problem.
         seed: Seed of every random draw; rollout n of a problem depends on nothing but this seed, the problem's id and n.
         max_answer_tokens: Answers are cut off after this many tokens.
-        kind: Kind of the backbone, where its files do not say it.
+        kind: Kind of the backbone, where its files do not say it; cot is written reasoning.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
         dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
             multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
@@ -70,6 +71,9 @@ class ParallelTTSModule(LightningModule):
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.
         search: Reward-guided searches to run beside the rollouts: beam_search, particle_filtering, each as a name or as
             {name: beam_search, num_beams: 4, num_candidates: 4}.
+        written: Folder or hub id of a causal LM that reasons in writing (ChainOfThoughtModule trains one); its greedy answers
+            are reported beside those of the latent model.
+        max_written_tokens: Its steps and answer are cut off after this many tokens.
         answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
         num_bootstrap: Bootstrap replicates behind each confidence interval.
 
@@ -84,12 +88,14 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: int = 16,
         seed: int = 0,
         max_answer_tokens: int = 64,
-        kind: Literal["coconut", "codi", "colar"] | None = None,
+        kind: Literal["coconut", "codi", "colar", "cot"] | None = None,
         num_latents: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         aggregations: list[Part] | None = None,
         reward_model: str | None = None,
         search: list[Part] | None = None,
+        written: str | None = None,
+        max_written_tokens: int = 256,
         answer_rule: AnswerRule = "tolerance",
         num_bootstrap: int = 1000,
     ) -> None:
@@ -101,16 +107,20 @@ class ParallelTTSModule(LightningModule):
         self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
         self.aggregations = make_aggregations(aggregations, scored=reward_model is not None)
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
         self.reward_model = None if reward_model is None else self._load_reward_model(reward_model, dtype)
         self.searches = make_searches(search or [], scored=reward_model is not None)
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.greedy_engine = RolloutEngine(self.backbone, Deterministic(), max_answer_tokens)
+        self.written = None if written is None else load_backbone(written, "cot", dtype=dtype)
+        self.max_written_tokens = max_written_tokens
         self.metrics = EvaluationMetrics(
             num_rollouts,
             self.backbone.num_latents,
             self.aggregations,
             [search.name for search in self.searches],
             num_bootstrap,
+            written=written is not None,
         )
         self.rollout_seconds, self.rollouts_drawn = 0.0, 0
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
@@ -132,14 +142,21 @@ class ParallelTTSModule(LightningModule):
                     "answer_rule": self.answer_rule,
                     "reward_model": {"fingerprint": self._fingerprints[1]},
                 }
+                | self._written_settings()
             }
         )
+
+    def _written_settings(self) -> Settings:
+        if self.written is None:
+            return {}
+        fingerprint = self.written.fingerprint()[:16]
+        return {"written": {"fingerprint": fingerprint, "max_written_tokens": self.max_written_tokens}}
 
     @cached_property
     def _fingerprints(self) -> tuple[str, str | None]:
         """Of the backbone and of the reward model, taken once: hashing a large model takes seconds."""
         scorer = self.reward_model
-        return self.backbone.fingerprint()[:16], None if scorer is None else weights_digest(scorer)
+        return self.backbone.fingerprint()[:16], None if scorer is None else fingerprint(scorer.state_dict())[:16]
 
     def problems_per_batch(self) -> Callable[[Problem], int]:
         """How many problems fit in memory at once, told from the longest of them."""
@@ -161,6 +178,8 @@ class ParallelTTSModule(LightningModule):
         rollouts = self._timed_rollouts(questions, ids)
         greedy = self.greedy_engine.rollout(questions, 1, self.seed, ids)
         records = [self._record(problem, i, rollouts, greedy) for i, problem in enumerate(batch)]
+        if self.written is not None:
+            self._add_written(records, batch)
         if self.reward_model is not None:
             self._add_scores(records, questions, rollouts)
             self._add_searches(records, batch)
@@ -238,6 +257,14 @@ class ParallelTTSModule(LightningModule):
             },
         }
 
+    def _add_written(self, records: Sequence[Record], batch: Sequence[Problem]) -> None:
+        assert self.written is not None
+        engine = RolloutEngine(self.written, max_answer_tokens=self.max_written_tokens)
+        chains = engine.rollout([problem.question for problem in batch], num_rollouts=1)
+        for i, (record, problem) in enumerate(zip(records, batch, strict=True)):
+            answer = self._answer(problem, chains.texts[i][0], chains.answers[i][0])
+            record["written"] = answer | {"token_steps": int(chains.token_steps[i])}
+
     def _add_scores(self, records: Sequence[Record], questions: Sequence[str], rollouts: Rollouts) -> None:
         model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
         assert model is not None
@@ -270,15 +297,6 @@ class ParallelTTSModule(LightningModule):
 
     def _answer(self, problem: Problem, text: str, answer: float | None) -> Record:
         return {"text": text, "answer": answer, "correct": answers_equal(answer, problem.gold, self.answer_rule)}
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """16 hex characters of the sha256 over a model's weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def make_aggregations(parts: Sequence[Part] | None, scored: bool) -> list[Aggregation]:

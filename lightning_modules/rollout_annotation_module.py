@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 
@@ -42,8 +42,9 @@ class AnnotationCounts:
 class RolloutAnnotationModule(LightningModule):
     """Draws N rollouts of every problem and values each of their latent prefixes by M continuations.
 
-    Problems whose rollouts are all right or all wrong are annotated like the others and flagged in the store; training
-    leaves them out by its own option. What is written depends on none of `max_rows`, the batch size or the devices.
+    Problems whose rollouts are all right or all wrong are kept and flagged in the store. Training leaves them out by its own
+    option; `continue_uniform` decides whether continuations are spent on them. What is written depends on none of `max_rows`,
+    the batch size or the devices.
 
     Args:
         backbone: Folder or hub id of the latent reasoning model (published layout).
@@ -61,6 +62,8 @@ class RolloutAnnotationModule(LightningModule):
         answer_rule: When an answer equals the gold answer: tolerance compares values, strict wants equal floats.
         max_rows: Continuations that are in memory at once.
         latent_dtype: How latents are stored.
+        continue_uniform: Whether problems whose rollouts are all right or all wrong get continuations too; without, only
+            the last prefixes of their rollouts have a value.
 
     Raises:
         UserError: Any of these does not exist, does not fit the others, or is out of its range.
@@ -81,6 +84,7 @@ class RolloutAnnotationModule(LightningModule):
         answer_rule: AnswerRule = "tolerance",
         max_rows: int = 512,
         latent_dtype: LatentDtype = "float32",
+        continue_uniform: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -90,7 +94,9 @@ class RolloutAnnotationModule(LightningModule):
                 raise UserError(f"--model.{name} is {value}: it must be at least {least}.")
         self.num_rollouts, self.num_continuations, self.seed = num_rollouts, num_continuations, seed
         self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
+        self.continue_uniform = continue_uniform
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
@@ -103,6 +109,9 @@ class RolloutAnnotationModule(LightningModule):
             precision: The trainer's.
         """
         backbone = self.backbone
+        extra: dict[str, Any] = {"last": self.last, "answer_rule": self.answer_rule, "precision": precision}
+        if not self.continue_uniform:  # not named by default: older folders lack it
+            extra["continue_uniform"] = False
         return AnnotationSettings(
             backbone_fingerprint=backbone.fingerprint(),
             backbone_kind=backbone.kind,
@@ -115,7 +124,7 @@ class RolloutAnnotationModule(LightningModule):
             max_answer_tokens=self.engine.max_answer_tokens,
             data=data,
             latent_dtype=self.latent_dtype,
-            extra={"last": self.last, "answer_rule": self.answer_rule, "precision": precision},
+            extra=extra,
         )
 
     def problems_per_batch(self) -> Callable[[Problem], int]:
@@ -150,6 +159,7 @@ class RolloutAnnotationModule(LightningModule):
             self.last,
             self.answer_rule,
             self.max_rows,
+            self.continue_uniform,
         )
         self.metrics.token_steps += int(found.token_steps.sum())
         latents, num_latents = found.rollouts.latents.cpu(), found.rollouts.num_latents.cpu()

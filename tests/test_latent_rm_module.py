@@ -20,9 +20,9 @@ from callbacks.export_reward_model import ExportRewardModel, export_reward_model
 from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
 from datamodules.annotated_rollout_data import AnnotatedRolloutDataModule
 from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, AnnotationWriter
-from latent_tts.backbones import LatentBackbone
+from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.errors import UserError
-from latent_tts.reward import load_reward_model
+from latent_tts.reward import LatentRewardModel, load_reward_model
 from lightning_modules.latent_rm_module import LatentRMModule, warmup_cosine
 from tests.test_reward import tiny_backbone
 
@@ -181,6 +181,30 @@ def test_every_variant_trains(workplace: Path, model: dict[str, Any]) -> None:
     moved = {name for name, value in weights_of(module).items() if not torch.equal(value, weights_of(before)[name])}
     assert any(name.startswith("classifier") for name in moved)
     assert any(name.startswith("transformer") for name in moved) != bool(model.get("frozen"))
+
+
+def test_a_trained_reward_model_is_trained_further(workplace: Path, tmp_path: Path) -> None:
+    """It starts from the folder's weights; what does not belong to the backbone, or has another head, is refused."""
+    backbone, folder = load_backbone(str(workplace / "backbone")), tmp_path / "trained"
+    LatentRewardModel.from_backbone(backbone, "mlp", seed=5).save_pretrained(folder)
+    options: dict[str, Any] = {"reward_model": str(folder), "head": "mlp"}
+    start, trained = weights_of(LatentRMModule(str(workplace / "backbone"), **options)), load_reward_model(folder)
+    assert_same_weights(start, trained.state_dict(), tolerance=0.0)
+    _, module = fit(workplace, model=options, max_epochs=1)
+    assert all(
+        not torch.equal(value, start[name])
+        for name, value in weights_of(module).items()
+        if name.endswith("c_fc.weight")
+    )
+    frozen = LatentRMModule(str(workplace / "backbone"), **options, frozen=True)
+    assert {name.split(".")[0] for name, p in frozen.reward_model.named_parameters() if p.requires_grad} == {
+        "classifier"
+    }
+    with pytest.raises(UserError, match="has a mlp head, not linear"):
+        LatentRMModule(str(workplace / "backbone"), reward_model=str(folder))
+    tiny_backbone("gpt2", num_latents=3).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="was trained for another backbone"):
+        LatentRMModule(str(tmp_path / "other"), **options)
 
 
 class SaveGradients(Callback):

@@ -142,6 +142,17 @@ def test_a_prompt_is_encoded_once_where_it_can_be_shared(
     assert passes[1:] == [(10, 1)] * (2 + bool(first_rows)) + [(10, 2)]
 
 
+@pytest.mark.parametrize("sampler", [SAMPLERS["agn"], SAMPLERS["dropout-latent"]], ids=["agn", "dropout-latent"])
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_attending_to_unused_slots_too_changes_nothing(kind, sampler, tiny_backbone, questions, monkeypatch):
+    """Accelerators and half precision read whole buffers; 3 latents and 20 tokens make those grow on the way."""
+    engine = RolloutEngine(tiny_backbone(kind, "llama", num_latents=3), sampler, max_answer_tokens=20)
+    engine.backbone.eos_token_id = int(engine.rollout(questions, num_rollouts=1).answer_ids.flatten().mode().values)
+    slots_in_use = engine.rollout(questions, num_rollouts=3)
+    monkeypatch.setattr("latent_tts.cache.prefers_whole_buffers", lambda keys: True)
+    same(engine.rollout(questions, num_rollouts=3), slots_in_use)
+
+
 def test_finished_answers_leave_the_batch(tiny_backbone, questions, monkeypatch):
     backbone = tiny_backbone("coconut", "gpt2", num_latents=2)
     # An end-of-text token that about half of the rows say early: whatever is the most frequent first answer token.

@@ -1,0 +1,94 @@
+"""Layers of a Hugging Face model in the form that the CPU's matrix units like: the same formulas, other memory layouts.
+
+What is measured to pay, and nothing else; training and accelerators get the layers as they were:
+
+    tanh GELU            one kernel in place of seven element-wise operations
+    bfloat16, few rows   y = (W x^T)^T with W as rows of outputs, so that the big matrix is read as it lies; asked the other
+                         way round, the library repacks all of it in every call
+    float32, GPT-2       weight rows that start a multiple of 4 KiB apart fall into the same cache sets: they are spread
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+_FEW_ROWS = 192  # up to here repacking the weights costs more than transposing the result
+_PAGE = 4096  # bytes
+_SPREAD = 32  # elements between the rows of spread weights
+
+
+def use_fast_layers(model: PreTrainedModel) -> None:
+    """Gives a model's activations and linear layers their faster form; names, weights and formulas stay."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+        # The class changes in place, so that hooks, ties and adapters that hold the layer keep holding it.
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear
+        elif type(module) is Conv1D:
+            module.__class__ = FastConv1D
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 matrices in hardware units of their own (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+class FastLinear(nn.Linear):
+    """``nn.Linear`` that transposes the product where that is faster."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _transpose(input, self.weight):
+            return _transposed_product(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+class FastConv1D(Conv1D):
+    """transformers' linear layer of GPT-2, with weights (inputs, outputs), in the layout that suits the pass.
+
+    Only weights that need no gradient are laid out anew: an optimizer may count on the layout it has met.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or self.weight.requires_grad:
+            return super().forward(x)
+        if self.weight.dtype == torch.bfloat16 and has_bfloat16_units():
+            if not self.weight.t().is_contiguous():
+                self._lay_out(lambda weight: weight.t().contiguous().t())  # rows of outputs
+            if _transpose(x, self.weight):
+                return _transposed_product(x, self.weight.t(), self.bias)
+        elif self.weight.is_contiguous() and self.nf * self.weight.element_size() % _PAGE == 0:
+            self._lay_out(_spread)
+        return super().forward(x)
+
+    def _lay_out(self, arrange: Callable[[Tensor], Tensor]) -> None:
+        with torch.inference_mode(False):  # or these weights could never be trained again
+            self.weight.data = arrange(self.weight.data)
+
+
+def _transpose(x: Tensor, weight: Tensor) -> bool:
+    rows = x.numel() // x.shape[-1]
+    on_units = x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and has_bfloat16_units()
+    return on_units and rows <= _FEW_ROWS and not torch.is_grad_enabled()
+
+
+def _transposed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., K) times weight (N, K), plus bias (N,): (..., N)."""
+    columns = x.reshape(-1, x.shape[-1]).t()  # (K, R)
+    product = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)  # (N, R)
+    return product.t().contiguous().view(*x.shape[:-1], -1)
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """The same matrix in rows that are no multiple of a page apart."""
+    wider = weight.new_empty(weight.shape[0], weight.shape[1] + _SPREAD)
+    return wider[:, : weight.shape[1]].copy_(weight)
