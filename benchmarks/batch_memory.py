@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import SIZES, machine, random_coconut, resident_bytes, show
-from benchmarks.reward_training import peak_resident_bytes
+from benchmarks.common import SIZES, machine, peak_bytes, random_coconut, show, start_counting
 from latent_tts.batch_budget import BatchBudget
 from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise
@@ -26,8 +25,9 @@ def measure(engine: RolloutEngine, prompts: list[list[int]], num_rollouts: int) 
     """One row of the table."""
     engine.backbone.encode_prompts = lambda questions: prompts[: len(questions)]  # type: ignore[method-assign]
     questions = [str(i) for i in range(len(prompts))]
-    before = resident_bytes()
-    measured = peak_resident_bytes(lambda: engine.rollout(questions, num_rollouts)) - before
+    before = start_counting()
+    engine.rollout(questions, num_rollouts)
+    measured = peak_bytes() - before
     budget = BatchBudget.of(engine, num_rollouts, free=0)
     reckoned = len(prompts) * (len(prompts[0]) * budget.per_prompt_token + num_rollouts * budget.per_rollout)
     return {

@@ -1,7 +1,7 @@
 """Problems per second and peak memory in the training of a reward model, rollouts packed behind one prompt beside one by one.
 
     python -m benchmarks.reward_training                              GPT-2 small, prompt 80, 6 latents, N = 8
-    python -m benchmarks.reward_training --size tiny small --prompt-length 20 80 320 --num-rollouts 1 4 16 64 256 --out FILE
+    python -m benchmarks.reward_training --size tiny --prompt-length 20 80 320 --num-rollouts 1 4 16 64 256 --out FILE
 
 A step is forward, contrastive loss, backward, gradient clipping and AdamW. The straightforward implementation is the model's own
 ``packed=False``: every rollout a row with its own prompt. Both take turns in one process, so that other load on the machine meets
@@ -17,9 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -31,9 +29,10 @@ from benchmarks.common import (
     block_flops,
     gemm_rate,
     machine,
+    peak_bytes,
     random_coconut,
-    resident_bytes,
     show,
+    start_counting,
     synchronize,
 )
 from latent_tts.losses import contrastive_loss
@@ -95,33 +94,9 @@ def step_memory(job: Job) -> int:
     bf16, device = job["dtype"] == "bfloat16", job["device"]
     training_step(model, optimizer, make_batch(job, 1, 1), job["packed"], bf16)
     batch = make_batch(job, job["problems"], job["num_rollouts"])
-    step = lambda: training_step(model, optimizer, batch, job["packed"], bf16)  # noqa: E731
-    if device.startswith("cuda"):
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    before = resident_bytes()
-    return peak_resident_bytes(step) - before
-
-
-def peak_resident_bytes(run: Callable[[], Any]) -> int:
-    """The most memory this process holds while ``run`` runs, looked at every 2 ms (the peak of its life may lie before)."""
-    peak, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, resident_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        run()
-    finally:
-        done.set()
-        watcher.join()
-    return max(peak, resident_bytes())
+    before = start_counting(device)
+    training_step(model, optimizer, batch, job["packed"], bf16)
+    return peak_bytes(device) - before
 
 
 def step_memory_in_fresh_process(job: Job) -> int:

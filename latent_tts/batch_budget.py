@@ -98,12 +98,13 @@ def activation_bytes(backbone: LatentBackbone) -> int:
 def rollout_bytes(backbone: LatentBackbone, num_positions: int) -> int:
     """One rollout of at most ``num_positions`` positions.
 
-    Its keys and values lie in buffers that grow by doubling and are copied when rows leave the batch, so twice; beside them are
-    its latents, kept and returned, and float64 draws of noise.
+    Its keys and values count twice, since those of the rows that stay are copied when others leave the batch; beside them are its
+    latents, kept and returned, and float64 draws of noise.
     """
-    capacity = 1 << (num_positions - 1).bit_length()
     latents = 3 * backbone.num_latents * backbone.hidden_size * backbone.dtype.itemsize
-    return 2 * capacity * position_bytes(backbone) + latents + activation_bytes(backbone) + 32 * backbone.hidden_size
+    return (
+        2 * num_positions * position_bytes(backbone) + latents + activation_bytes(backbone) + 32 * backbone.hidden_size
+    )
 
 
 def free_bytes(device: torch.device) -> int:

@@ -7,6 +7,7 @@ import json
 import warnings
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -251,6 +252,21 @@ def test_an_annotation_that_does_not_fit_is_one_sentence(backbone, problems, lit
     little_memory(4)
     with pytest.warns(UserWarning, match="do not fit"), pytest.raises(UserError, match="5 continuations of a prefix"):
         module.predict_step(problems[:2])
+
+
+def test_every_device_makes_the_batches_of_the_one_with_the_least_room(backbone, problems, monkeypatch):
+    monkeypatch.setattr("lightning_modules.memory.free_bytes", lambda device: 64 << 20)
+    reduced: list[tuple[float, str]] = []
+
+    def reduce(free: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        reduced.append((float(free), reduce_op))
+        return torch.tensor(float(8 << 20))  # another device has less
+
+    module = ParallelTTSModule(backbone, AdditiveGaussianNoise(0.4), num_rollouts=64, max_answer_tokens=6).eval()
+    module.trainer = SimpleNamespace(num_devices=2, strategy=SimpleNamespace(reduce=reduce))
+    size = module.problems_per_batch()(problems[0])
+    assert reduced == [(32 << 20, "min")]  # two processes share the memory
+    assert size == BatchBudget.of(module.engine, 64, 8 << 20).num_problems(problems[0])
 
 
 # A run ----------------------------------------------------------------------------------------------------------------
