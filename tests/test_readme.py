@@ -21,11 +21,9 @@ SMALLER = [
     "--model.curriculum.cot_epochs 1 --model.curriculum.epochs_per_stage 1 --trainer.max_epochs 5 --data.train_size 32"
     " --data.val_size 4 --trainer.devices 1 --trainer.strategy auto",
     "--data.train_size 32 --data.val_size 4 --trainer.max_epochs 6 --trainer.devices 1 --trainer.strategy auto",
-    *["--data.size 24 --model.num_rollouts 4 --trainer.devices 1 --trainer.strategy auto"] * 3,
+    "--data.size 24 --model.num_rollouts 4 --model.num_continuations 2 --trainer.devices 1 --trainer.strategy auto",
     "--trainer.max_epochs 1 --data.leave_out_uniform false --data.leave_out_uniform_val false --data.batch_size 4"
     " --data.val_share 0.5 --trainer.devices 1 --trainer.strategy auto",
-    "--trainer.max_epochs 1 --data.leave_out_uniform false --data.leave_out_uniform_val false --data.batch_size 4"
-    " --trainer.devices 1 --trainer.strategy auto",
     "--data.size 4 --model.num_rollouts 4",
 ]
 
