@@ -34,8 +34,8 @@ class ColarModule(BackboneModule):
         thinking_speed: The factor to validate at, which the exported prompt form carries.
         prompt_form: Template of the prompt with the fields {question} and {speed}, ending in ###; null takes the published one.
         max_latents: Latent thoughts after which a rollout has to answer.
-        latent_loss: mse, nll, soft_mse or mse_nll (`latent_tts.compression.latent_losses`). All but mse train a deviation beside the mean,
-            which the sampler NativeGaussian draws from.
+        latent_loss: mse, nll, soft_mse or mse_nll (`latent_tts.compression.latent_losses`). All but mse train a deviation
+            beside the mean, which the sampler NativeGaussian draws from.
         latent_weight: Weight of the loss of the merged embeddings.
         entropy_weight: Weight of the entropy in soft_mse.
         latent_intermediate_size: Width of the latent head; null takes that of the model.
