@@ -62,7 +62,9 @@ def test_the_whole_way_from_a_random_model_to_a_report(tmp_path):
     assert (tmp_path / "checkpoints" / "tiny-latent-rm" / "model.safetensors").exists()
     metrics = json.loads((tmp_path / "results" / "everything" / "metrics.json").read_text())
     assert metrics["num_problems"] == 4
-    assert {"greedy", "majority_voting", "best_of_n_last", "beam_search_last"} <= set(metrics["accuracy"])
+    assert {"greedy", "majority_voting", "best_of_n_last", "beam_search", "particle_filtering"} <= set(
+        metrics["accuracy"]
+    )
 
 
 def test_the_notebook_lines_run(monkeypatch):
