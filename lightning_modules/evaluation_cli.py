@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import ProblemProgress
 from callbacks.scaling_report import ScalingReport
+from callbacks.termination import EndOnTermination
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.results import Settings, flatten
 from lightning_modules.cli import CommandLine
@@ -83,7 +84,12 @@ class EvaluationCLI(CommandLine):
         )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
-        callbacks = [writer, *bar, ScalingReport(self.output, self.description())]  # in the order of their work
+        callbacks = [
+            EndOnTermination(),
+            writer,
+            *bar,
+            ScalingReport(self.output, self.description()),
+        ]  # in the order of their work
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
 
     def run(self) -> None:
