@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The demos: that of tiny-coconut is what evaluate.py runs by itself, every other one is a file named after its backbone.
 BACKBONE ?= tiny-coconut
+DEMOS := tiny-coconut $(patsubst configs/evaluate/demo/%.yaml,%,$(wildcard configs/evaluate/demo/*.yaml))
 
-.PHONY: demo test lint install clean
+.PHONY: demo known-backbone test lint install clean
 
-demo: install ## Parallel test-time scaling on the shipped model, with no arguments to think of.
-	$(BIN)/python evaluate.py
+demo: known-backbone install ## Parallel test-time scaling on a shipped model, with no arguments to think of.
+	$(BIN)/python evaluate.py $(if $(filter-out tiny-coconut,$(BACKBONE)),--config configs/evaluate/demo/$(BACKBONE).yaml)
+
+known-backbone:
+	@$(if $(filter $(DEMOS),$(BACKBONE)),:,$(error there is no demo of BACKBONE=$(BACKBONE); choose one of: $(strip $(DEMOS))))
 
 test: install ## The test suite.
 	$(BIN)/python -m pytest -n 2

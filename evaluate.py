@@ -6,9 +6,11 @@
 import sys
 
 from latent_tts.cli import main_guard
+from latent_tts.start_up import import_torchmetrics_alone
 
 
 def main() -> None:
+    import_torchmetrics_alone()
     if sys.argv[1:2] == ["annotate"]:
         from lightning_modules.annotation_cli import AnnotationCLI
 

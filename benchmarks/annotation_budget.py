@@ -3,7 +3,8 @@
     python -m benchmarks.annotation_budget --backbone checkpoints/tiny-coconut
 
 One annotation at the largest N and M of the grid is measured; its smaller cells follow from it, since the first n rollouts and
-m continuations are those of a smaller run. With v the share of right answers among the M continuations of a prefix:
+m continuations are those of a smaller run. Continuations are drawn for problems with right and wrong rollouts only, and all
+numbers are means over these. With v the share of right answers among the M continuations of a prefix:
 
     noise        standard error of a label, sqrt(mean of v (1 - v) M / (M - 1) / m), over the prefixes valued by continuations
     signal       standard deviation of the true values between the rollouts of a problem, at one step: the variance of v less
@@ -25,6 +26,8 @@ from torch import Tensor
 from benchmarks.common import machine
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.backbones import load_backbone
+from latent_tts.cli import main_guard
+from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
@@ -47,13 +50,23 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, float], Tensor, Tensor]
     prompts = engine.prompt_steps(backbone.encode_prompts([problem.question for problem in problems]), rollouts)
     own = torch.cat([part.rollouts.token_steps for part in parts]) - prompts
     continued = torch.cat([part.token_steps - part.rollouts.token_steps for part in parts])
+    mixed = continued > 0
+    if not bool(mixed.any()):
+        raise UserError(
+            f"None of the {len(problems)} problems has right and wrong rollouts; draw more, or more problems."
+        )
     cost = {
-        "prompt": float(prompts.double().mean()),
-        "rollout": float(own.double().mean()) / rollouts,
-        "continuations of a rollout": float(continued.double().mean()) / rollouts / continuations,
+        "problems": len(problems),
+        "problems with right and wrong rollouts": int(mixed.sum()),
+        "prompt": float(prompts[mixed].double().mean()),
+        "rollout": float(own[mixed].double().mean()) / rollouts,
+        "continuations of a rollout": float(continued[mixed].double().mean()) / rollouts / continuations,
         "seconds per problem": seconds / len(problems),
     }
-    return cost, torch.cat([part.values for part in parts]), torch.cat([part.rollouts.num_latents for part in parts])
+    values, num_latents = (
+        torch.cat(rows)[mixed] for rows in ([p.values for p in parts], [p.rollouts.num_latents for p in parts])
+    )
+    return cost, values, num_latents
 
 
 def run(engine: RolloutEngine, problems: list[Problem], args: argparse.Namespace) -> AnnotatedRollouts:
@@ -64,6 +77,7 @@ def run(engine: RolloutEngine, problems: list[Problem], args: argparse.Namespace
         max(args.num_rollouts),
         max(args.num_continuations),
         problem_ids=[problem.problem_id for problem in problems],
+        continue_uniform=False,
     )
 
 
@@ -89,7 +103,7 @@ def table(args: argparse.Namespace, cost: dict[str, float], single: float, betwe
                 {
                     "N": rollouts,
                     "M": continuations,
-                    "token steps a problem": round(
+                    "token steps": round(
                         cost["prompt"]
                         + rollouts * (cost["rollout"] + continuations * cost["continuations of a rollout"])
                     ),
@@ -111,7 +125,7 @@ def main() -> None:
         "--templates",
         type=int,
         nargs="+",
-        default=[43, 48, 10, 78, 62, 58, 9, 34, 95, 16, 31, 72],
+        default=[48, 10, 78, 58, 9, 34, 95, 16, 26, 64, 82, 57],
         help="their templates",
     )
     add("--split", default="train", help="their split (default: %(default)s)")
@@ -135,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main_guard(main))

@@ -19,7 +19,7 @@ from benchmarks.common import machine, show
 def main() -> None:
     from datamodules.gsm_symbolic import GSMSymbolic
     from latent_tts import load_backbone
-    from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
+    from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, NativeGaussian
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -29,6 +29,9 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=200, help="number of problems (default: %(default)s)")
     parser.add_argument("--num-rollouts", type=int, default=16, help="N (default: %(default)s)")
     parser.add_argument("--sigma", type=float, nargs="*", default=[], help="noise deviations to try")
+    parser.add_argument(
+        "--temperature", type=float, nargs="*", default=[], help="factors on a CoLaR's own spread to try"
+    )
     parser.add_argument("--p", type=float, nargs="*", default=[], help="dropout probabilities to try")
     parser.add_argument("--sites", choices=["ffn", "residual"], default="residual", help="dropout sites")
     parser.add_argument("--scope", default="latent", help="dropout scope (default: %(default)s)")
@@ -41,6 +44,7 @@ def main() -> None:
     source = GSMSymbolic(args.seed, templates=args.templates, split="validation")
     problems = [source.problem(i) for i in range(args.problems)]
     samplers: list[Any] = [Deterministic(), *map(AdditiveGaussianNoise, args.sigma)]
+    samplers += map(NativeGaussian, args.temperature)
     samplers += [MonteCarloDropout(p, args.sites, args.scope) for p in args.p]
     rows = [measure(backbone, sampler, problems, args) for sampler in samplers]
     show(f"{args.backbone}, {args.problems} problems, N = {args.num_rollouts}", rows, args.out, machine=machine())
@@ -57,7 +61,7 @@ def measure(backbone: Any, sampler: Any, problems: list[Any], args: argparse.Nam
 
     n = 1 if isinstance(sampler, Deterministic) else args.num_rollouts
     engine, started = RolloutEngine(backbone, sampler, args.max_answer_tokens), time.perf_counter()
-    single, voting, covered, invalid, spread = [], [], [], [], []
+    single, voting, covered, invalid, spread, latents = [], [], [], [], [], []
     for first in range(0, len(problems), args.batch_size):
         batch = problems[first : first + args.batch_size]
         rollouts = engine.rollout([p.question for p in batch], n, args.seed, [p.problem_id for p in batch])
@@ -68,8 +72,12 @@ def measure(backbone: Any, sampler: Any, problems: list[Any], args: argparse.Nam
             covered.append(any(correct))
             invalid.append(sum(answer is None for answer in answers) / n)
             voting.append(MajorityVoting().expected_accuracy(answers, correct, None, None, [n])[0])
-            spread.append(float(step_diversity(rollouts.latents[i], rollouts.num_latents[i]).mean()) if n > 1 else 0.0)
+            spread.append(
+                float(step_diversity(rollouts.latents[i], rollouts.num_latents[i]).nanmean()) if n > 1 else 0.0
+            )
+        latents += rollouts.num_latents.flatten().tolist()
     numbers = {"single": single, "majority": voting, "coverage": covered, "invalid": invalid, "diversity": spread}
+    numbers |= {"latents": latents}
     means = {name: sum(values) / len(values) for name, values in numbers.items()}
     return {"sampler": str(sampler), **means, "seconds": time.perf_counter() - started}
 

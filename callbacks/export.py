@@ -16,6 +16,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from latent_tts.backbones.base import LatentBackbone
+from latent_tts.backbones.loading import KINDS
+from latent_tts.backbones.lora import LoRA, add_lora, merged
+from latent_tts.backbones.training import load_for_training
 from latent_tts.cli import main_guard
 from latent_tts.errors import UserError
 
@@ -24,7 +27,7 @@ StorageType = Literal["float32", "bfloat16"]
 
 class ExportBackbone(Callback):
     """At the end of a fit, writes the best checkpoint's backbone (the last one where none was monitored) as a folder
-    that `load_backbone` reads.
+    that `load_backbone` reads; LoRA adapters are merged.
 
     Args:
         folder: Where to write.
@@ -42,7 +45,7 @@ class ExportBackbone(Callback):
         backbone = cast(LatentBackbone, pl_module.backbone)
         if best is not None:
             load_backbone_weights(backbone, torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-        backbone.save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
+        merged(backbone).save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
         rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
 
 
@@ -59,29 +62,38 @@ def load_backbone_weights(backbone: LatentBackbone, state_dict: dict[str, Any]) 
 
 
 def export_checkpoint(checkpoint: Path, out: Path, dtype: StorageType) -> None:
-    """Write the backbone of a CoconutModule's Lightning checkpoint as a published-layout folder.
+    """Write the backbone of a Lightning checkpoint as a published-layout folder, adapters merged.
+
+    The model that the training started from must still be where it was: shape and tokenizer are taken from there.
 
     Raises:
-        UserError: The file is no checkpoint of a CoconutModule.
+        UserError: The file is no checkpoint of a BackboneModule.
     """
-    from lightning_modules.coconut_module import load_for_training
-
     if not checkpoint.is_file():
         raise UserError(f"There is no checkpoint {str(checkpoint)!r}; a run writes them to checkpoints/*.ckpt.")
     content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if "coconut_stage" not in content:
-        raise UserError(f"{str(checkpoint)!r} was not written by a CoconutModule.")
-    hparams = content["hyper_parameters"]
-    latents = hparams["curriculum"]["latent_stages"] * hparams["curriculum"]["latents_per_step"]
-    backbone = load_for_training(hparams["backbone"], latents)
+    if "backbone" not in content:
+        raise UserError(f"{str(checkpoint)!r} was not written by a training of a backbone.")
+    backbone = backbone_of_checkpoint(content)
+    merged(backbone).save_pretrained(out, dtype=getattr(torch, dtype))
+    print(f"wrote {out}: {backbone.kind}, epoch {content['epoch']}")
+
+
+def backbone_of_checkpoint(content: dict[str, Any]) -> LatentBackbone:
+    """The backbone as it was when `BackboneModule` wrote the checkpoint."""
+    made, metadata = content["backbone"], content["backbone"]["metadata"]
+    backbone = load_for_training(
+        KINDS[metadata["kind"]], made["source"], metadata["num_latents"], metadata["prompt_form"], made["config"]
+    )
+    if made["lora"] is not None:
+        add_lora(backbone, LoRA(**made["lora"]))
     load_backbone_weights(backbone, content["state_dict"])
-    backbone.save_pretrained(out, dtype=getattr(torch, dtype))
-    print(f"wrote {out}: epoch {content['epoch']}, stage {content['coconut_stage']['stage']}")
+    return backbone
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a Lightning checkpoint's backbone in the published layout.")
-    parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint (.ckpt) of a CoconutModule.")
+    parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint (.ckpt) of a backbone's training.")
     parser.add_argument("--out", type=Path, required=True, help="Folder to write.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="Storage type.")
     options = parser.parse_args()

@@ -141,7 +141,10 @@ class AnnotatedRolloutDataModule(LightningDataModule):
         """Batches of similar length in an order of (seed, epoch)."""
         problems = self.train_problems
         assert problems is not None, "setup comes first"
-        sampler = LengthGroupedBatches(len(problems), problems.length, self.batch_size, self.seed, self.pool_batches)
+        lengths = self._lengths(problems)
+        sampler = LengthGroupedBatches(
+            len(problems), lengths.__getitem__, self.batch_size, self.seed, self.pool_batches
+        )
         return self._loader(problems, sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
@@ -149,8 +152,19 @@ class AnnotatedRolloutDataModule(LightningDataModule):
         problems = self.val_problems
         if problems is None:
             return []
-        lengths = [problems.length(i) for i in range(len(problems))]
-        return self._loader(problems, LengthSortedBatches(lengths, self.val_batch_size))
+        return self._loader(problems, LengthSortedBatches(self._lengths(problems), self.val_batch_size))
+
+    def _lengths(self, problems: AnnotatedRollouts) -> list[int]:
+        """What batches are sorted by: tokens of the prompts of the module that trains, else characters of the questions.
+
+        Questions of as many characters differ in tokens by a quarter and more, and all that is padding in a batch.
+        """
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        return (
+            [len(question) for question in problems.questions]
+            if module is None
+            else module.prompt_lengths(problems.questions)
+        )
 
     def _loader(self, problems: AnnotatedRollouts, sampler: Any) -> DataLoader[Any]:
         # A sampler of index lists in place of a batch sampler: Lightning then sets its epoch and leaves it in place.
@@ -199,9 +213,10 @@ class AnnotatedRollouts(Dataset[AnnotatedBatch]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def length(self, index: int) -> int:
-        """What batches are sorted by: characters of the question."""
-        return len(self.store.questions[self.indices[index]])
+    @property
+    def questions(self) -> list[str]:
+        """The question of every item."""
+        return [self.store.questions[i] for i in self.indices]
 
     def __getitem__(self, batch: list[int]) -> AnnotatedBatch:
         collated = collate([self._problem(index) for index in batch])

@@ -1,6 +1,7 @@
 """Training data for latent backbones: questions with written steps and answers, in batches of similar length."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
 from datamodules.gsm_symbolic import GSMSymbolic
-from datamodules.sources import GSM_SYMBOLIC, GoodRows, find_table, to_example, to_question
+from datamodules.resampling import Resampled, templates_of
+from datamodules.sources import GSM_SYMBOLIC, RESAMPLED, GoodRows, example_rows, find_table, to_question
+from datamodules.streams import ExampleStream, Mixture, ShuffledPasses
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, problem_id_from_question
 
-DEFAULT_TRAIN_SIZE = 10_000  # problems of gsm-symbolic in an epoch
+DEFAULT_TRAIN_SIZE = 10_000  # drawn problems in an epoch
 DEFAULT_VAL_SIZE = 500
 CACHED_EXAMPLES = 20_000
 
@@ -25,22 +28,27 @@ class ReasoningStepsDataModule(LightningDataModule):
     A source is `gsm-symbolic` (generated offline), `gsm8k` (annotated solutions from the hub), `gsm8k-aug` (the hub's
     GSM8K-Aug), a hub id `owner/name`, or a local .jsonl, .json, .csv or .parquet file. A table has the columns
     question, steps and answer, or question and answer with GSM8K's `<<16-3=13>>` annotations in the answer; rows
-    without steps are left out, and their number is logged.
+    without steps are left out, and their number is logged. A .csv file of masked problems (MAWPS, ASDiv) is one too.
+
+    `resampled:SOURCE` draws the problems of a source with other numbers, never a problem that differs from an excluded
+    or a validation question in its numbers alone. For training several sources can be mixed, as in
+    `{gsm8k: 1, "resampled:gsm8k": 2}`: of every three problems two are resampled.
 
     The training batches are a function of (seed, epoch), so a run resumed at an epoch's start sees the same data. The
     epoch is set by the Trainer. With several devices every device takes its own batches, and equally many.
 
     Args:
-        train: Source of the training examples; gsm-symbolic, gsm8k, gsm8k-aug, a hub id, or a file.
+        train: Source of the training examples; gsm-symbolic, gsm8k, gsm8k-aug, a hub id, a file, resampled:SOURCE, or a
+            mapping of several sources to whole-number weights.
         val: Source of the validation examples; null for none. Its questions are left out of training.
         batch_size: Examples in a batch of one device (gradient accumulation comes on top).
-        seed: Seed of the training order, and of the problems that gsm-symbolic draws for training.
-        train_size: Training examples; for gsm-symbolic in each epoch (10,000 if null), for other sources at most.
+        seed: Seed of the training order, and of the problems that are drawn for training.
+        train_size: Training examples; where they are drawn or mixed, in each epoch (10,000 if null), otherwise at most.
         val_size: Validation examples; for gsm-symbolic 500 if null, for other sources at most (all if null).
-        fresh_per_epoch: Whether gsm-symbolic draws new training problems in every epoch.
+        fresh_per_epoch: Whether new training problems are drawn in every epoch, where they are drawn or mixed.
         val_seed: Seed of the problems that gsm-symbolic draws for validation.
         templates: Template ids that gsm-symbolic draws from; null for all whose solutions parse.
-        exclude: Files whose questions are left out of training too.
+        exclude: Files and sets (such as gsm8k, for its test questions) whose questions are left out of training too.
         question_column: Column of the question, where a source doesn't call it so.
         steps_column: Column of the steps, where a source doesn't call it so.
         answer_column: Column of the answer, where a source doesn't call it so.
@@ -54,7 +62,7 @@ class ReasoningStepsDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str = GSM_SYMBOLIC,
+        train: str | dict[str, int] = GSM_SYMBOLIC,
         val: str | None = GSM_SYMBOLIC,
         batch_size: int = 32,
         seed: int = 0,
@@ -80,6 +88,8 @@ class ReasoningStepsDataModule(LightningDataModule):
         )
         require_positive(batch_size=batch_size, pool_batches=pool_batches, train_size=train_size, val_size=val_size)
         self.train, self.val = train, val
+        if isinstance(train, dict):
+            require_positive(**{f"the weight of {source!r} in train": weight for source, weight in train.items()})
         self.batch_size, self.pool_batches, self.num_workers = batch_size, pool_batches, num_workers
         self.seed, self.val_seed, self.fresh_per_epoch = seed, val_seed, fresh_per_epoch
         self.train_size, self.val_size, self.templates = train_size, val_size, templates
@@ -95,17 +105,15 @@ class ReasoningStepsDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the sources: validation for every stage, training only to fit."""
+        if self.val is not None and self.val.startswith(RESAMPLED):
+            raise UserError(f"{self.val!r} is for training: validate on a source of problems as they are")
         if self.val_examples is None and self.val == GSM_SYMBOLIC:
             self.val_examples = self._generate_val()
         elif self.val_examples is None and self.val is not None:
             self.val_examples = self._read(self.val, self.val_split, self.val_size, "validation", ())
         if stage != "fit" or self.train_examples is not None:
             return
-        excluded = {problem_id_from_question(question) for question in self._excluded_questions()}
-        if self.train == GSM_SYMBOLIC:
-            self.train_examples = self._generate_train(excluded)
-        else:
-            self.train_examples = self._read(self.train, self.train_split, self.train_size, "training", excluded)
+        self.train_examples = self._training_examples(list(self._excluded_questions()))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of similar length in an order of (seed, epoch)."""
@@ -140,13 +148,33 @@ class ReasoningStepsDataModule(LightningDataModule):
             examples, batch_size=None, sampler=sampler, num_workers=self.num_workers, collate_fn=unchanged
         )
 
-    def _generate_train(self, excluded: Collection[str]) -> "GeneratedExamples":
-        problems = GSMSymbolic(self.seed, self.templates, "train", excluded)
-        examples = GeneratedExamples(problems, self.train_size or DEFAULT_TRAIN_SIZE)
-        for i in range(min(len(examples), 1000)):  # enough to know the rate; they stay in the cache
-            examples.length(i)
-        _log_left_out("training", problems.num_left_out, problems.num_drawn)
-        return examples
+    def _training_examples(self, excluded: Collection[str]) -> "ListedExamples | GeneratedExamples":
+        if isinstance(self.train, str) and self.train != GSM_SYMBOLIC and not self.train.startswith(RESAMPLED):
+            return self._read(self.train, self.train_split, self.train_size, "training", question_ids(excluded))
+        weights = {self.train: 1} if isinstance(self.train, str) else self.train
+        streams = [self._stream(source, excluded) for source in weights]
+        return GeneratedExamples(Mixture(streams, list(weights.values())), self.train_size or DEFAULT_TRAIN_SIZE)
+
+    def _stream(self, source: str, excluded: Collection[str]) -> ExampleStream:
+        if source == GSM_SYMBOLIC:
+            problems = GSMSymbolic(self.seed, self.templates, "train", question_ids(excluded))
+            for i in range(min(self.train_size or DEFAULT_TRAIN_SIZE, 300)):  # enough to know the rate
+                problems.example(i)
+            _log_left_out("training", problems.num_left_out, problems.num_drawn)
+            return problems
+        if not source.startswith(RESAMPLED):
+            examples = self._read(source, self.train_split, None, "training", question_ids(excluded)).examples
+            return ShuffledPasses(examples, self.seed)
+        source = source.removeprefix(RESAMPLED)
+        table = find_table(source, self.train_split, self.hub_config, **self._columns)
+        rows = example_rows(table, self.skip_bad_rows)
+        templates, left_out = templates_of((example for example in rows if example is not None), excluded)
+        rows.warn_of_bad_rows()
+        if not templates:
+            raise UserError(f"no problem of {source!r} can be resampled ({_reasons(left_out)}): name another source")
+        share = f"{len(templates)} of {rows.num_rows} problems of {source!r} can be resampled"
+        rank_zero_info(f"training data: {share}; of the others, {_reasons(left_out)}")
+        return Resampled(templates, self.seed, question_ids(excluded))
 
     def _generate_val(self) -> "ListedExamples":
         problems = GSMSymbolic(self.val_seed, self.templates, "validation")
@@ -158,7 +186,7 @@ class ReasoningStepsDataModule(LightningDataModule):
         self, source: str, split: str, size: int | None, name: str, excluded: Collection[str]
     ) -> "ListedExamples":
         table = find_table(source, split, self.hub_config, **self._columns)
-        rows = GoodRows(table, to_example, self.skip_bad_rows)
+        rows = example_rows(table, self.skip_bad_rows)
         examples, num_without_steps = [], 0
         for example in rows:
             if example is None:
@@ -180,7 +208,7 @@ class ReasoningStepsDataModule(LightningDataModule):
         if self.val_examples is not None:
             yield from (example.question for example in self.val_examples.examples)
         for file in self.exclude:
-            table = find_table(file, self.val_split, self.hub_config, **self._columns)
+            table = find_table(file, None, self.hub_config, **self._columns)
             yield from GoodRows(table, to_question, self.skip_bad_rows)
 
 
@@ -204,7 +232,7 @@ class ListedExamples(Dataset[list[ReasoningExample]]):
 class GeneratedExamples(Dataset[list[ReasoningExample]]):
     """Examples drawn when they are asked for; there are `size` in an epoch, but any index is valid."""
 
-    def __init__(self, problems: GSMSymbolic, size: int) -> None:
+    def __init__(self, problems: ExampleStream, size: int) -> None:
         self.problems, self.size = problems, size
         self._cache: dict[int, ReasoningExample] = {}
 
@@ -226,9 +254,18 @@ class GeneratedExamples(Dataset[list[ReasoningExample]]):
         return self._cache[index]
 
 
+def question_ids(questions: Iterable[str]) -> set[str]:
+    """The ids that keep questions out."""
+    return set(map(problem_id_from_question, questions))
+
+
 def num_characters(example: ReasoningExample) -> int:
     """Length of question, steps and answer together, a stand-in for the number of tokens."""
     return len(example.question) + sum(map(len, example.steps)) + len(example.answer)
+
+
+def _reasons(left_out: Counter[str]) -> str:
+    return ", ".join(f"{count}: {reason}" for reason, count in left_out.most_common()) or "there is none"
 
 
 def _log_left_out(name: str, num_left_out: int, num: int) -> None:

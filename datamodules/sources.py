@@ -3,12 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.masked import MASKED_COLUMNS, masked_example
 from datamodules.solutions import annotated_solution
 from datamodules.tables import READERS, Columns, Row, Table
 from latent_tts.answers import parse_answer
@@ -24,6 +26,7 @@ HUB_TABLES = {
     "gsm8k-aug": Table("gsm8k-aug", Columns(), "whynlp/gsm8k-aug"),
 }
 GSM_SYMBOLIC = "gsm-symbolic"
+RESAMPLED = "resampled:"  # before the name of another source: its problems with other numbers
 
 
 def find_table(
@@ -111,6 +114,15 @@ def to_problem(row: Row, columns: Columns) -> Problem:
     gold = parse_answer(_answer(row, columns))
     assert gold is not None
     return Problem(problem_id_from_question(question), question, gold)
+
+
+def example_rows(table: Table, skip_bad_rows: bool = False) -> GoodRows[ReasoningExample | None]:
+    """The training examples of a table, None for a row without steps; a file of masked problems is known by its columns."""
+    first = next(table.rows(), None) if table.hub_id is None else None
+    if first is not None and first.columns.keys() >= MASKED_COLUMNS:
+        masked_table = replace(table, columns=Columns("Question", "Answer"))
+        return GoodRows(masked_table, lambda row, _: masked_example(row.columns), skip_bad_rows)
+    return GoodRows(table, to_example, skip_bad_rows)
 
 
 def to_example(row: Row, columns: Columns) -> ReasoningExample | None:

@@ -37,9 +37,12 @@ def attention_with_shared_prefix(
     value: Tensor,
     attention_mask: Tensor | None,
     shared_prefix: SharedPrefixCache | None = None,
+    packed: Callable[..., tuple[Tensor, None]] | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (R, H, Q, hd), key and value as the cache's ``update`` returned them."""
+    if packed is not None:  # the training of reward models: see latent_tts/reward/packing.py
+        return packed(module, query, key, value, **kwargs)
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5

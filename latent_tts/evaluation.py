@@ -51,6 +51,7 @@ def accuracy_values(record: Record, aggregations: Sequence[Aggregation], ks: Seq
     scores, mask = record_scores(record)
     key = int.from_bytes(blake2b(record["problem_id"].encode(), digest_size=7).digest(), "little")
     values = {"greedy": float(record["greedy"]["correct"]), "single": sum(correct) / len(correct)}
+    values |= {"written": float(record["written"]["correct"])} if "written" in record else {}
     values |= {
         f"coverage@{k}": v for k, v in zip(ks, coverage_at(torch.tensor([correct]), ks)[0].tolist(), strict=True)
     }
@@ -69,6 +70,7 @@ def token_step_values(record: Record, aggregations: Sequence[Aggregation], ks: S
     drawn = [_cost_of_subset(steps["rollouts"], steps["rollouts_shared"], k / num_rollouts) for k in ks]
     scored = [_cost_of_subset(steps["reward"], steps["reward_shared"], k / num_rollouts) for k in ks]
     values = {"greedy": float(steps["greedy"])} | {f"rollouts@{k}": cost for k, cost in zip(ks, drawn, strict=True)}
+    values |= {"written": float(record["written"]["token_steps"])} if "written" in record else {}
     for part in aggregations:
         costs = [a + b for a, b in zip(drawn, scored, strict=True)] if part.needs_scores else drawn
         values |= {f"{part.name}@{k}": cost for k, cost in zip(ks, costs, strict=True)}
@@ -91,6 +93,7 @@ class EvaluationMetrics:
         aggregations: What is done with the N rollouts.
         searches: Names of the searches of each record, such as `beam_search@4x4`.
         num_bootstrap: Bootstrap replicates behind each interval.
+        written: Whether each record holds the answer of a model that reasons in writing.
     """
 
     def __init__(
@@ -100,14 +103,16 @@ class EvaluationMetrics:
         aggregations: Sequence[Aggregation],
         searches: Sequence[str] = (),
         num_bootstrap: int = 1000,
+        written: bool = False,
     ) -> None:
         self.num_rollouts = num_rollouts
         self.aggregations = list(aggregations)
         self.searches = list(searches)
+        self.points = ["greedy", "written"] if written else ["greedy"]  # one answer a problem
         self.ks = k_grid(num_rollouts)
         curves = ["coverage", *(part.name for part in aggregations)]
-        accuracies = ["greedy", "single", *(f"{name}@{k}" for name in curves for k in self.ks), *searches]
-        costs = ["greedy", *(f"{name}@{k}" for name in ["rollouts", *curves[1:]] for k in self.ks), *searches]
+        accuracies = [*self.points, "single", *(f"{name}@{k}" for name in curves for k in self.ks), *searches]
+        costs = [*self.points, *(f"{name}@{k}" for name in ["rollouts", *curves[1:]] for k in self.ks), *searches]
         self.accuracy = BootstrapIntervals(accuracies, num_bootstrap)
         self.token_steps = BootstrapIntervals(costs, num_replicates=1)  # only its means are read
         self.diversity = Diversity(num_latents)
@@ -148,7 +153,7 @@ class EvaluationMetrics:
             "invalid_answer_rate": float(invalid),
             "coverage": self._curve(mean, "coverage"),
             "accuracy": {
-                "greedy": mean["greedy"],
+                **{name: mean[name] for name in self.points},
                 "single": mean["single"],
                 **{part.name: self._curve(mean, part.name) for part in self.aggregations},
                 **_by_budget({name: mean[name] for name in self.searches}),
@@ -173,7 +178,7 @@ class EvaluationMetrics:
 
     def _differences(self, results: Any) -> dict[str, Interval]:
         baseline = f"{BASELINE}@{self.num_rollouts}"
-        others = ["greedy", "single", *self._final_names()]
+        others = [*self.points, "single", *self._final_names()]
         known = baseline in results.names
         return {name: results.difference(name, baseline) for name in others if name != baseline} if known else {}
 
@@ -188,7 +193,11 @@ class EvaluationMetrics:
 
     def _costs(self, mean: dict[str, float]) -> dict[str, Any]:
         curves = {name: self._curve(mean, name) for name in ["rollouts", *(part.name for part in self.aggregations)]}
-        return {"greedy": mean["greedy"], **curves, **_by_budget({name: mean[name] for name in self.searches})}
+        return {
+            **{name: mean[name] for name in self.points},
+            **curves,
+            **_by_budget({name: mean[name] for name in self.searches}),
+        }
 
 
 def _row(values: dict[str, float], names: Sequence[str]) -> Tensor:

@@ -16,6 +16,7 @@ Gradients flow through all of it. Logits are computed only where there is a labe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -60,21 +61,48 @@ def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor
 
 
 class Thought:
-    """The cached state of a batch of rows that are being thought through, one block of columns after the other."""
+    """The cached state of a batch of rows that are being thought through, one block of columns after the other.
 
-    def __init__(self, backbone: LatentBackbone) -> None:
+    Args:
+        backbone: The model.
+        first_positions: Position of each row's first column, (B,); 0 where it is left out.
+    """
+
+    def __init__(self, backbone: LatentBackbone, first_positions: Tensor | None = None) -> None:
         self.backbone = backbone
+        self.first_positions = first_positions
         self.cache = DynamicCache(config=backbone.model.config)
         self.mask: Tensor | None = None  # (B, columns so far)
 
+    def fork(self) -> Thought:
+        """A second continuation of the columns so far; gradients of both flow into them."""
+        other = copy(self)
+        other.cache = copy(self.cache)
+        other.cache.layers = [
+            copy(layer) for layer in self.cache.layers
+        ]  # a layer replaces its tensors, it never writes
+        return other
+
     def feed(self, embeds: Tensor, mask: Tensor) -> Tensor:
         """Append columns: embeds (B, L, D), mask (B, L) -> hidden states (B, L, D)."""
+        mask, position_ids = self._append(mask)
+        return self.backbone.last_hidden(embeds, mask, position_ids, past_key_values=self.cache)
+
+    def feed_layers(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """The same, with the hidden states of every layer: (B, L, D) each, the last ones after the final norm."""
+        mask, position_ids = self._append(mask)
+        return self.backbone.hidden_layers(embeds, mask, position_ids, past_key_values=self.cache)
+
+    def _append(self, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The mask (B, columns so far and new ones) and the positions (B, L) of the new columns."""
         self.mask = mask if self.mask is None else torch.cat([self.mask, mask], dim=1)
         position_ids = (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
-        return self.backbone.last_hidden(embeds, self.mask, position_ids, past_key_values=self.cache)
+        if self.first_positions is not None:
+            position_ids = position_ids + self.first_positions.unsqueeze(-1)
+        return self.mask, position_ids
 
     def think(self, prompt_ids: Tensor, prompt_mask: Tensor, latent_mask: Tensor) -> None:
-        """Feed the prompts, then latent by latent what the model makes of them."""
+        """Feed the prompts (or what is left of them), then latent by latent what the model makes of them."""
         hidden = self.feed(self.backbone.embed(prompt_ids), prompt_mask)
         last = prompt_mask.sum(dim=1) - 1
         hidden = hidden[torch.arange(len(last), device=last.device), last]  # (B, D), each row's last real column

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Metrics = Mapping[str, Any]
 """The content of metrics.json."""
 
-_LABELS = {"single": "single rollout", "best_of_n": "best-of-N"}
+_LABELS = {"single": "single rollout", "written": "written reasoning", "best_of_n": "best-of-N"}
+_METHODS = ("majority_voting", "best_of_n", "weighted_voting", "hybrid", "beam_search", "particle_filtering")
 _COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -25,16 +26,17 @@ _COLOURS = (
     "#56B4E9",
     "#000000",
 )  # Okabe & Ito: told apart by all eyes
-_POINTS = ("greedy", "single")
+_ANSWERS = ("greedy", "written")  # one answer a problem; written where a model that reasons in writing was asked too
 DASH = "\N{EN DASH}"  # between the ends of an interval
 
 
-def label(name: str) -> str:
-    """`best_of_n_mean@16` -> `best-of-N mean @ 16`."""
+def label(name: str, joint: str = " (", closing: str = ")") -> str:
+    """`best_of_n_last@16` -> `best-of-N @ 16 (last)`: what differs from the defaults stands between `joint` and `closing`."""
     method, _, budget = name.partition("@")
-    base = next((key for key in _LABELS if method.startswith(key)), None)
-    text = method.replace("_", " ") if base is None else _LABELS[base] + method.removeprefix(base).replace("_", " ")
-    return f"{text} @ {budget}" if budget else text
+    base = next((known for known in _METHODS if method == known or method.startswith(f"{known}_")), method)
+    options = method.removeprefix(base).removeprefix("_").replace("_", ", ")
+    text = _LABELS.get(base, base.replace("_", " ")) + (f" @ {budget}" if budget else "")
+    return f"{text}{joint}{options}{closing}" if options else text
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -93,17 +95,21 @@ def searches(metrics: Metrics) -> dict[str, float]:
     }
 
 
+def answers(metrics: Metrics) -> list[str]:
+    """The strategies of one answer a problem: greedy, and written reasoning where it was measured."""
+    return [name for name in _ANSWERS if name in metrics["accuracy"]]
+
+
 def strategies(metrics: Metrics) -> list[Strategy]:
     """All of them at their full budget, coverage (the ceiling) last."""
     top = str(metrics["num_rollouts"])
     cost = metrics["token_steps"]
     finals = {name: (cell[int(top)], f"{name}@{top}") for name, cell in curves(metrics).items()}
     ceiling = finals.pop("coverage")
+    costs = {name: cost[name] for name in answers(metrics)} | {"single": cost["rollouts"]["1"]}
     rows = [
-        _strategy(metrics, "greedy", "greedy", _cell(metrics, "greedy", metrics["accuracy"]["greedy"]), cost["greedy"]),
-        _strategy(
-            metrics, "single", "single", _cell(metrics, "single", metrics["accuracy"]["single"]), cost["rollouts"]["1"]
-        ),
+        _strategy(metrics, name, name, _cell(metrics, name, metrics["accuracy"][name]), spent)
+        for name, spent in costs.items()
     ]
     rows += [_strategy(metrics, key, name, cell, cost[name][top]) for name, (cell, key) in finals.items()]
     for key, value in searches(metrics).items():
@@ -129,9 +135,11 @@ def _cell(metrics: Metrics, name: str, value: float) -> Cell:
 def curve_rows(metrics: Metrics, joint: str, decimals: int = 1) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table over k, in percent; `joint` stands between a value and its interval, shown to `decimals`."""
     ks = [int(k) for k in metrics["coverage"]]
-    rows = {name: {1: _cell(metrics, name, metrics["accuracy"][name])} for name in _POINTS} | curves(metrics)
+    rows = {
+        name: {1: _cell(metrics, name, metrics["accuracy"][name])} for name in [*answers(metrics), "single"]
+    } | curves(metrics)
     return ["", *(f"k = {k}" for k in ks)], [
-        [label(name), *(_text(cells.get(k), joint, decimals) for k in ks)] for name, cells in rows.items()
+        [label(name, joint, ""), *(_text(cells.get(k), joint, decimals) for k in ks)] for name, cells in rows.items()
     ]
 
 
@@ -140,7 +148,7 @@ def strategy_rows(metrics: Metrics, joint: str) -> tuple[list[str], list[list[st
     header = ["", "accuracy", "minus voting", "head-room", "token steps"]
     return header, [
         [
-            label(row.name),
+            label(row.name, joint, ""),
             _text(row.accuracy, joint),
             _signed(row.difference, joint),
             "" if row.head_room is None else f"{100 * row.head_room:.0f} %",
@@ -284,7 +292,8 @@ def accuracy_figure(metrics: Metrics) -> Figure:
     figure, axes = _axes("rollouts k", "accuracy in %")
     for colour, (name, cells) in zip(_cycle(), curves(metrics).items(), strict=False):
         _line(axes, list(cells), list(cells.values()), label(name), colour, dashed=name == "coverage")
-    axes.axhline(100 * metrics["accuracy"]["greedy"], color="grey", linestyle=":", label="greedy")
+    for style, name in zip((":", "-."), answers(metrics), strict=False):
+        axes.axhline(100 * metrics["accuracy"][name], color="grey", linestyle=style, label=label(name))
     ks = [int(k) for k in metrics["coverage"]]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ks, [str(k) for k in ks])
@@ -300,7 +309,7 @@ def compute_figure(metrics: Metrics) -> Figure:
         x = [cost["rollouts" if name == "coverage" else name][str(k)] for k in cells]
         _line(axes, x, list(cells.values()), label(name), colour, dashed=name == "coverage")
     found = list(searches(metrics).items())
-    points = [("greedy", metrics["accuracy"]["greedy"], cost["greedy"])]
+    points = [(name, metrics["accuracy"][name], cost[name]) for name in answers(metrics)]
     points += [(name, value, cost[name.partition("@")[0]][name.partition("@")[2]]) for name, value in found]
     for marker, (name, value, steps) in zip("osD^vP*X" * 4, points, strict=False):
         cell = _cell(metrics, name, value)
@@ -315,7 +324,8 @@ def compute_figure(metrics: Metrics) -> Figure:
             label=label(name),
         )
     axes.set_xscale("log")
-    axes.set_xticks(list(cost["rollouts"].values()), [f"{steps:,.0f}" for steps in cost["rollouts"].values()])
+    ticks = [*cost["rollouts"].values(), max(strategy.token_steps for strategy in strategies(metrics))]
+    axes.set_xticks(ticks, [f"{steps:,.0f}" for steps in ticks])
     axes.minorticks_off()
     axes.legend(fontsize="small")
     return figure

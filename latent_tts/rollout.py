@@ -91,7 +91,7 @@ class RolloutEngine:
         max_answer_tokens: Answers are cut off after this many tokens.
 
     Raises:
-        UserError: ``max_answer_tokens`` below 1.
+        UserError: ``max_answer_tokens`` below 1, or a sampler that can't draw from this backbone.
     """
 
     def __init__(self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64) -> None:
@@ -99,11 +99,17 @@ class RolloutEngine:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
         self.backbone = backbone
         self.sampler = sampler or Deterministic()
+        self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
 
     @torch.inference_mode()
     def rollout(
-        self, questions: Sequence[str], num_rollouts: int, seed: int = 0, problem_ids: Sequence[str] | None = None
+        self,
+        questions: Sequence[str],
+        num_rollouts: int,
+        seed: int = 0,
+        problem_ids: Sequence[str] | None = None,
+        first_rollout: int = 0,
     ) -> Rollouts:
         """Draws ``num_rollouts`` rollouts of every question.
 
@@ -112,13 +118,16 @@ class RolloutEngine:
             num_rollouts: N; the first n of N rollouts are the same for every N.
             seed: Together with the problem id and the rollout's number it decides every random draw.
             problem_ids: B ids; ``None`` derives each from its question's text.
+            first_rollout: Number of the first of them; those from 8 on are the ones that follow on the first 8.
 
         Raises:
             UserError: N below 1, no question, or a prompt that leaves no room for thoughts and answer.
         """
         if num_rollouts < 1:
             raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
-        state = self.expand(self.start(questions, seed, problem_ids), num_rollouts)
+        state = self.start(questions, seed, problem_ids)
+        begin = self.expand if self.backbone.num_latents else self._fork
+        state = begin(state, num_rollouts, first_rollout)
         return self.as_rollouts(self.finish(state), state.prompts, _problem_ids(questions, problem_ids))
 
     @torch.inference_mode()
@@ -199,7 +208,7 @@ class RolloutEngine:
         return replace(state, hidden=None, pending=backbone.embed(last))
 
     @torch.inference_mode()
-    def expand(self, state: ThoughtState, num_children: int | None = None) -> ThoughtState:
+    def expand(self, state: ThoughtState, num_children: int | None = None, first_child: int = 0) -> ThoughtState:
         """Every row thinks one more latent thought.
 
         Args:
@@ -207,20 +216,28 @@ class RolloutEngine:
                 with children, which own their copies.
             num_children: Children drawn independently from every row (row r becomes rows r*C to r*C + C - 1, with
                 random streams of their own); ``None`` lets each row go on in its own stream.
+            first_child: Number of the first child, which its stream is made from.
         """
         if num_children is not None and (self.sampler.random_pass or state.cache is None):
-            state, num_children = state.fork(num_children), None
+            state, num_children = state.fork(num_children, first_child), None
         if state.cache is None:
             state = self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
         state = self._advance(state)
         if num_children is not None:
-            state = state.fork(num_children)
+            state = state.fork(num_children, first_child)
         return self._think(state)
 
     @torch.inference_mode()
     def answer(self, state: ThoughtState) -> Answers:
         """Ends the thinking of every row where it stands and decodes its answer greedily; the state stays usable."""
         return self._read_answers(*self._answer_ids(state))
+
+    def _fork(self, state: ThoughtState, num_children: int, first_child: int) -> ThoughtState:
+        """Rows of encoded prompts that answer without a thought."""
+        state = state.fork(num_children, first_child)
+        if state.cache is not None:
+            return state
+        return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
 
     # Passes through the model ---------------------------------------------------------------------------------------
 
@@ -254,8 +271,7 @@ class RolloutEngine:
         finished = state.finished
         if self.backbone.dynamic:
             finished = finished | (self.backbone.most_likely(state.hidden) == self.backbone.end_of_thought_id)
-        latents = self.backbone.next_latent(state.hidden)
-        latents = self.sampler.perturb(latents, state.keys, state.num_latents + 1)
+        latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
         if self.backbone.dynamic:
             latents = latents.masked_fill(finished.unsqueeze(-1), 0.0)
         return replace(

@@ -1,7 +1,8 @@
-"""How a rollout is made different from the next: noise on the latents, or dropout inside the passes that make them.
+"""How a rollout is made different from the next: noise on the latents, the spread that the model itself predicts for
+them, or dropout inside the passes that make them.
 
 A sampler answers three questions of the engine: may the encoded prompt be shared, is the forward pass itself random,
-and what is added to a latent before it is fed. Every draw is a function of the row's key, the position it is for,
+and which latent is fed after a hidden state. Every draw is a function of the row's key, the position it is for,
 counted from the end of the prompt, and the site in the model.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 
 from latent_tts.backbones.base import LatentBackbone
+from latent_tts.backbones.colar import Colar
 from latent_tts.errors import UserError
 from latent_tts.seeding import fold_in, keep_mask, normal
 
@@ -39,6 +41,13 @@ class Sampler:
     def random_answer(self) -> bool:
         """Whether the answer is random too, so that the same thoughts can end in different answers."""
         return False
+
+    def check(self, backbone: LatentBackbone) -> None:
+        """Raises a ``UserError`` where this sampler can't draw from the backbone."""
+
+    def next_latent(self, backbone: LatentBackbone, hidden: Tensor, keys: Tensor, step: Tensor) -> Tensor:
+        """The latent thoughts that are fed after hidden states (R, D); keys and step as in ``perturb``."""
+        return self.perturb(backbone.next_latent(hidden), keys, step)
 
     def perturb(self, latents: Tensor, keys: Tensor, step: Tensor) -> Tensor:
         """What is fed in place of the latents.
@@ -98,6 +107,32 @@ class AdditiveGaussianNoise(Sampler):
             return latents
         noise = normal(fold_in(keys, step), (latents.shape[-1],))
         return latents + self.sigma * noise.to(latents.dtype)
+
+
+class NativeGaussian(Sampler):
+    """The distribution a CoLaR was trained to predict: h_t ~ N(mean, (temperature * std)^2), both from its latent head.
+
+    Args:
+        temperature: Factor on the predicted deviation; 0 gives the greedy rollout.
+    """
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        if not temperature >= 0:
+            raise UserError(f"temperature must not be negative, got {temperature}: it scales the predicted deviation.")
+        self.temperature = temperature
+
+    def check(self, backbone: LatentBackbone) -> None:
+        if not (isinstance(backbone, Colar) and backbone.lt_head.log_std is not None):
+            raise UserError(
+                f"NativeGaussian draws from the deviation that a CoLaR's latent head predicts, and this {backbone.kind} "
+                "checkpoint has none (no lt_head.log_std): use AdditiveGaussianNoise or MonteCarloDropout."
+            )
+
+    def next_latent(self, backbone: LatentBackbone, hidden: Tensor, keys: Tensor, step: Tensor) -> Tensor:
+        assert isinstance(backbone, Colar)
+        mean, std = backbone.latent_gaussian(hidden)
+        noise = normal(fold_in(keys, step), (mean.shape[-1],)).to(mean.dtype)
+        return mean + self.temperature * std * noise
 
 
 class MonteCarloDropout(Sampler):

@@ -108,9 +108,9 @@ class ThoughtState:
         slot = torch.arange(self.num_rows, device=self.keys.device) % self.group_size
         return replace(self, keys=fold_in(fold_in(self.keys, salt), slot))
 
-    def fork(self, num_children: int) -> ThoughtState:
-        """Every row becomes ``num_children`` neighbouring rows with random streams of their own."""
-        child = torch.arange(num_children, device=self.keys.device).repeat(self.num_rows)
+    def fork(self, num_children: int, first_child: int = 0) -> ThoughtState:
+        """Every row becomes ``num_children`` neighbouring rows with random streams of their own, by their numbers."""
+        child = torch.arange(first_child, first_child + num_children, device=self.keys.device).repeat(self.num_rows)
 
         def repeat(rows: Tensor) -> Tensor:
             return rows.repeat_interleave(num_children, dim=0)

@@ -7,6 +7,9 @@ The way of a problem through this file:
     3. fork      every rewound row to M children with random streams of their own, which think on and answer
     4. count     the share of the M answers that equal the gold answer: the value of the prefix
 
+Continuations are nearly all of the cost. Where the N rollouts of a problem are all right or all wrong, which a contrastive
+training leaves out, they can be saved (``continue_uniform``): such a problem has the values of its last prefixes alone.
+
 The random draws of continuation m are a function of (seed, problem, rollout, t, m): neither the batch, nor N, M or
 the chunks of rows that are continued together enter.
 
@@ -45,8 +48,8 @@ class AnnotatedRollouts:
     Attributes:
         rollouts: As the engine draws them; their ``token_steps`` are the cost of the rollouts alone.
         correct: (P, N) bool, the rollout's own answer equals the gold answer.
-        values: (P, N, T) float32, the value of the first t thoughts at t - 1; NaN where there is no thought (or, with
-            M = 0, no value).
+        values: (P, N, T) float32, the value of the first t thoughts at t - 1; NaN where there is no thought, or no value
+            was drawn (M = 0, or a uniform problem that was not continued).
         token_steps: (P,) int64, positions that went through the model, continuations included.
     """
 
@@ -68,6 +71,7 @@ def annotate(
     last: LastValue = "own",
     rule: AnswerRule = "tolerance",
     max_rows: int = 512,
+    continue_uniform: bool = True,
 ) -> AnnotatedRollouts:
     """Draws N rollouts of every question and values each of their prefixes by M continuations.
 
@@ -83,6 +87,8 @@ def annotate(
             where anything is left to chance (module docstring).
         rule: When an answer equals the gold answer.
         max_rows: Continuations that are in memory at once (at least the M of one prefix); results do not depend on it.
+        continue_uniform: Whether problems whose rollouts are all right or all wrong get continuations too. Without them
+            the last prefix of each of their rollouts has its own answer's correctness for a value, and no other has one.
 
     Raises:
         UserError: A number out of its range, or a problem without its gold answer.
@@ -97,9 +103,10 @@ def annotate(
     values = torch.full((*num_latents.shape, engine.backbone.num_latents), float("nan"))
     ends = num_latents.cpu() > 0
     values[ends] = values[ends].scatter(1, num_latents.cpu()[ends].unsqueeze(1) - 1, correct[ends].float().unsqueeze(1))
+    continued = torch.full_like(correct, continue_uniform) | _mixed(correct)
     spent = torch.zeros(num_latents.numel(), dtype=torch.int64)
     for step in range(1, state.step + 1 if num_continuations else 1):
-        wanted = _left_to_chance(engine, num_latents, step, last)
+        wanted = _left_to_chance(engine, num_latents, step, last) & continued.to(num_latents.device)
         for rows, shares, cost in _prefix_values(engine, state, step, wanted, golds, num_continuations, rule, max_rows):
             values.view(-1, values.shape[2])[rows, step - 1] = shares
             spent[rows] += cost
@@ -115,6 +122,11 @@ def _roll_out(engine: RolloutEngine, state: ThoughtState, ids: list[str]) -> tup
     latents = pad(state.latents, (0, 0, 0, backbone.num_latents - state.step))
     finished = Finished(latents, state.num_latents, engine.answer(state))
     return state, engine.as_rollouts(finished, state.prompts, ids)
+
+
+def _mixed(correct: Tensor) -> Tensor:
+    """(P, N) bool, rollouts of problems that have right and wrong ones."""
+    return (correct.any(dim=1) & ~correct.all(dim=1)).unsqueeze(1).expand_as(correct)
 
 
 def _left_to_chance(engine: RolloutEngine, num_latents: Tensor, step: int, last: LastValue) -> Tensor:

@@ -72,6 +72,7 @@ class AnnotationCLI(CommandLine):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.refuse_half_weights(self.config.trainer.precision)
         data = self.data_description()
         self.output = Path(self.config.output or self._default_output(data))
         callbacks: list[Any] = [WriteAnnotations(self.output, data, self.config.shard_size)]

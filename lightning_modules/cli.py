@@ -115,6 +115,19 @@ class CommandLine(LightningCLI):
             if found.title == "Customize every aspect of training via flags":
                 found.title = title
 
+    @staticmethod
+    def refuse_half_weights(precision: Any) -> None:
+        """Types of weights are the model's option: Lightning would convert the scoring heads too, which stay in float32.
+
+        Raises:
+            UserError: A precision of the trainer that converts weights to half precision.
+        """
+        if str(precision) in ("bf16-true", "16-true"):
+            raise UserError(
+                f"--trainer.precision {precision} would convert scoring heads too: give --model.dtype bfloat16, "
+                "or --trainer.precision bf16-mixed."
+            )
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         try:
             return super()._instantiate_trainer(config, callbacks)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MeanMetric
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.backbones.coconut import Coconut
+from latent_tts.backbones.training import load_for_training
 from latent_tts.curriculum import Curriculum, build_sequences
-from latent_tts.errors import UserError
 from latent_tts.latent_forward import collate, greedy_texts, token_losses
+from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
+from lightning_modules.backbone_module import BackboneModule
 
 PUBLISHED_CURRICULUM = Curriculum()
 
 
-class CoconutModule(LightningModule):
-    """Trains a COCONUT from any Hugging Face causal LM, or from a fresh one made by `latent_tts.backbones.scratch`.
+class CoconutModule(BackboneModule):
+    """Trains a COCONUT from any Hugging Face causal LM, or from a fresh one made by `datamodules.scratch`.
 
-    The loss is the mean cross-entropy over all label tokens of the global batch: neither padding, nor the split into
-    micro batches and processes, nor the number of accumulated batches changes it. Validation generates answers.
-    Not supported: float16 (the loss is a sum until the optimizer step; use bf16 or float32), and checkpoints written in
-    the middle of an epoch (resume from one written at an epoch's end).
+    The loss is the mean cross-entropy over all label tokens of the global batch; see BackboneModule for what it is
+    independent of, and for what is not supported.
 
     Args:
         backbone: Folder or hub id of the causal LM to start from.
@@ -65,20 +57,25 @@ class CoconutModule(LightningModule):
         max_answer_tokens: int = 64,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.curriculum = curriculum
-        self.global_batch_size, self.reset_optimizer, self.seed = global_batch_size, reset_optimizer, seed
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
-        self.warmup_steps, self.decay_fraction = warmup_steps, decay_fraction
-        self.max_answer_tokens = max_answer_tokens
-        self.save_hyperparameters({"backbone": backbone, "curriculum": asdict(self.curriculum)})
-        self.backbone = load_for_training(backbone, self.curriculum.max_latents)
-        self.val_accuracy = MeanMetric()
+        super().__init__(
+            backbone=load_for_training(Coconut, backbone, curriculum.max_latents),
+            source=backbone,
+            optimization=Optimization(
+                lr=lr,
+                weight_decay=weight_decay,
+                betas=betas,
+                warmup_steps=warmup_steps,
+                schedule="linear" if decay_fraction else "constant",
+                decay_share=decay_fraction or 1.0,
+            ),
+            global_batch_size=global_batch_size,
+            max_answer_tokens=max_answer_tokens,
+            seed=seed,
+        )
+        self.curriculum, self.reset_optimizer = curriculum, reset_optimizer
+        self.save_hyperparameters({"backbone": backbone, "curriculum": asdict(curriculum)})
         self.stage = -1  # the stage the last epoch trained; -1 before the first
         self.stage_start_step = 0
-        # Buffers are constants here (rotary frequencies): sending them would need equally many batches on all processes.
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
-        self.label_tokens = 0  # of this process, since the last optimizer step
 
     # Stages -----------------------------------------------------------------------------------------------------------
 
@@ -96,9 +93,15 @@ class CoconutModule(LightningModule):
         optimizer.state.clear()
         self.stage_start_step = self.global_step
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * self.lr_factor(self.global_step)
+            group["lr"] = self.optimization.lr * self.lr_factor(self.global_step)
+
+    def lr_factor(self, step: int) -> float:
+        """Warm-up (again after a reset of the optimizer), constant, linear decay to 0 at the end of training."""
+        total = self.trainer.estimated_stepping_batches
+        return self.optimization.lr_factor(step, total, warmup_start=self.stage_start_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["coconut_stage"] = {"stage": self.stage, "stage_start_step": self.stage_start_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -107,29 +110,13 @@ class CoconutModule(LightningModule):
 
     # Training ---------------------------------------------------------------------------------------------------------
 
-    def setup(self, stage: str) -> None:
-        if stage != "fit":
-            return
-        micro_batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        self.trainer.accumulate_grad_batches = accumulated_batches(
-            self.global_batch_size, micro_batch_size, self.trainer.world_size
-        )
-
-    def training_step(self, batch: Sequence[ReasoningExample], batch_idx: int) -> Tensor:
-        losses = self.label_losses(batch, batch_idx)
-        self.label_tokens += losses.numel()
-        self.log("train/loss", losses.detach().mean(), prog_bar=True, batch_size=losses.numel())
-        self.log("stage", float(self.stage), prog_bar=True, batch_size=1)
-        return losses.sum()  # divided by the label tokens of the global batch in on_before_optimizer_step
-
-    def label_losses(self, batch: Sequence[ReasoningExample], batch_idx: int) -> Tensor:
+    def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """Cross-entropy of every label token of a micro batch: (labels,).
 
-        Which stage an example is trained at, and the dropout of the model, are functions of (seed, epoch, batch, rank):
-        a resumed run draws what an uninterrupted one draws.
+        Which stage an example is trained at is a function of (seed, epoch, question).
         """
-        backbone, epoch_key = self.backbone, f"{self.seed}/{self.current_epoch}"
-        stages = [self.curriculum.draw_stage(self.stage, f"{epoch_key}/{example.question}") for example in batch]
+        backbone = self.backbone
+        stages = [self.curriculum.draw_stage(self.stage, f"{self.epoch_key}/{example.question}") for example in batch]
         sequences = build_sequences(
             examples=batch,
             stages=stages,
@@ -139,49 +126,15 @@ class CoconutModule(LightningModule):
             end_of_thought_id=backbone.end_of_thought_id,
             eos_token_id=backbone.eos_token_id,
         )
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(random.Random(f"{epoch_key}/{batch_idx}/{self.global_rank}").getrandbits(63))
-            return token_losses(backbone, collate(sequences, backbone.pad_token_id, self.device))
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        return self.backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the gradient of sum / (accumulated batches x processes) into that of the mean over all label tokens."""
-        tokens = torch.tensor(self.label_tokens, dtype=torch.float32, device=self.device)  # exact up to 2**24
-        total = float(self.trainer.strategy.reduce(tokens, reduce_op="sum"))
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= scale
-        self.label_tokens = 0
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
-        scheduler = LambdaLR(optimizer, self.lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def lr_factor(self, step: int) -> float:
-        """Warm-up (again after a reset of the optimizer), constant, linear decay to 0 at the end of training."""
-        warmup = min(1.0, (step - self.stage_start_step + 1) / max(self.warmup_steps, 1))
-        if self.decay_fraction == 0.0:
-            return warmup
-        total = self.trainer.estimated_stepping_batches
-        return warmup * min(1.0, max(0.0, (total - step) / (self.decay_fraction * total)))
+        self.log("stage", float(self.stage), prog_bar=True, batch_size=1)
+        return token_losses(backbone, collate(sequences, backbone.pad_token_id, self.device))
 
     # Validation -------------------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: Sequence[ReasoningExample], batch_idx: int) -> None:
-        texts = greedy_texts(
-            self.backbone,
-            [example.question for example in batch],
-            self.curriculum.num_latents(self.validated_stage),
-            self.max_answer_tokens,
-        )
-        golds = [parse_answer(example.answer) for example in batch]
-        right = [answers_equal(parse_answer(text), gold) for text, gold in zip(texts, golds, strict=True)]
-        self.val_accuracy.update(torch.tensor(right, dtype=torch.float))
-        self.log("val/accuracy", self.val_accuracy, prog_bar=True, batch_size=len(batch))
+    def generate(self, questions: Sequence[str]) -> list[str]:
+        """Greedy answers after as many latents as the stage has; steps may still be written."""
+        num_latents = self.curriculum.num_latents(self.validated_stage)
+        return greedy_texts(self.backbone, questions, num_latents, self.max_answer_tokens)
 
     def on_validation_epoch_end(self) -> None:
         """`val/final_accuracy` is 0 before the final stage: the best checkpoint is one that thinks in latents alone."""
@@ -193,39 +146,3 @@ class CoconutModule(LightningModule):
     def validated_stage(self) -> int:
         """The stage being trained; the final one where nothing was trained yet."""
         return self.stage if self.stage >= 0 else self.curriculum.final_stage
-
-
-def accumulated_batches(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
-    """Micro batches per optimizer step.
-
-    Raises:
-        UserError: The global batch is not a whole number of micro batches on every process.
-    """
-    per_pass = micro_batch_size * world_size
-    if global_batch_size < 1 or global_batch_size % per_pass:
-        raise UserError(
-            f"global_batch_size {global_batch_size} is not a multiple of batch_size {micro_batch_size} x {world_size} "
-            f"process(es) = {per_pass}; change one of them."
-        )
-    return global_batch_size // per_pass
-
-
-def load_for_training(name_or_folder: str, num_latents: int) -> Coconut:
-    """A causal LM as a COCONUT, in float32, with the special tokens added where it has none.
-
-    Raises:
-        UserError: There is no such model, or its weights are incomplete.
-    """
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name_or_folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The model to start from, {name_or_folder!r}, cannot be loaded: {reason}") from error
-    model, info = loaded
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lacking:
-        raise UserError(f"The weights of {name_or_folder!r} are incomplete: {', '.join(lacking)}.")
-    return cast(Coconut, Coconut.from_causal_lm(model.train(), tokenizer, num_latents=num_latents))

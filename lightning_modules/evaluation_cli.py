@@ -75,6 +75,7 @@ class EvaluationCLI(CommandLine):
         )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.refuse_half_weights(self.config.trainer.precision)
         settings = self.data_settings()
         precision = {"trainer.precision": str(self.config.trainer.precision)}
         self.output = Path(
@@ -105,7 +106,8 @@ class EvaluationCLI(CommandLine):
             else str(data.source),
             "seed": str(model.seed),
         }
-        return described | ({"reward model": model.reward_model} if model.reward_model else {})
+        others = {"reward model": model.reward_model, "written reasoning": model.written}
+        return described | {label: name for label, name in others.items() if name}
 
 
 def base_configs(args: Sequence[str]) -> list[Path]:

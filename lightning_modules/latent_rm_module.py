@@ -21,6 +21,7 @@ from latent_tts.losses import Labels, LossSum, Targets, bce_loss, contrastive_lo
 from latent_tts.metrics import PairwiseRankingAccuracy, RecallAt1, ScoreCalibration, StepScoreCorrelation
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HeadName
+from latent_tts.reward.loading import load_to_train_further
 
 
 class LatentRMModule(LightningModule):
@@ -32,6 +33,7 @@ class LatentRMModule(LightningModule):
 
     Args:
         backbone: Folder or hub id of the backbone that made the rollouts; the reward model starts from its weights.
+        reward_model: Folder or hub id of a reward model of that backbone to train further, in place of a new one.
         kind: coconut, codi or colar, where the backbone's files don't say.
         num_latents: Latents of a rollout, where the annotation has overridden the backbone's own number.
         backbone_dtype: Type the backbone was held in when it annotated; training itself starts in float32.
@@ -52,6 +54,7 @@ class LatentRMModule(LightningModule):
     def __init__(
         self,
         backbone: str,
+        reward_model: str | None = None,
         kind: str | None = None,
         num_latents: int | None = None,
         backbone_dtype: Literal["float32", "bfloat16"] = "float32",
@@ -72,8 +75,11 @@ class LatentRMModule(LightningModule):
         self.save_hyperparameters()
         if not 0.0 <= warmup_share < 1.0:
             raise UserError(f"warmup_share is a share of the training and must be in [0, 1), got {warmup_share}")
-        self.reward_model: LatentRewardModel = LatentRewardModel.from_backbone(
-            load_backbone(backbone, kind, num_latents, backbone_dtype), head, frozen, dropout, seed
+        rollouts_of = load_backbone(backbone, kind, num_latents, backbone_dtype)
+        self.reward_model: LatentRewardModel = (
+            LatentRewardModel.from_backbone(rollouts_of, head, frozen, dropout, seed)
+            if reward_model is None
+            else load_to_train_further(reward_model, rollouts_of, head, frozen, dropout)
         )
         self.reward_model.float().train()
         self.loss_name, self.targets, self.labels = loss, targets, labels
@@ -114,6 +120,10 @@ class LatentRMModule(LightningModule):
                 "num_rollouts of 2 or more, or train with loss bce"
             )
 
+    def prompt_lengths(self, questions: list[str]) -> list[int]:
+        """Tokens of the questions' prompts, by which batches are made of problems of similar length."""
+        return self.reward_model.prompt_lengths(questions)
+
     def score(self, batch: AnnotatedBatch) -> Tensor:
         """Step scores, (B, N, T), with gradients."""
         prompt_ids, prompt_mask = self.reward_model.encode_prompts(batch.questions)
@@ -146,7 +156,9 @@ class LatentRMModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas)
+        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError(

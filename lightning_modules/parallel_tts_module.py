@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,8 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from latent_tts.aggregation import Aggregation, BestOfN, Hybrid, MajorityVoting, WeightedVoting
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.batch_budget import DoesNotFitError, FittingParts, join_rollouts
 from latent_tts.errors import UserError
 from latent_tts.evaluation import EvaluationMetrics, choose
+from latent_tts.fingerprint import fingerprint
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.report import label
@@ -26,8 +27,11 @@ from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.rollout import RolloutEngine, Rollouts
 from latent_tts.sampling import Deterministic, Sampler
 from latent_tts.search import SEARCHES, Search
+from lightning_modules.memory import problems_per_batch
 
 AGGREGATIONS: dict[str, Any] = {part().name: part for part in (MajorityVoting, BestOfN, WeightedVoting, Hybrid)}
+
+R = TypeVar("R")
 
 Part = str | dict[str, Any]
 """An aggregation or a search by its name, or by `name` and its options, such as {name: best_of_n, reduction: mean}."""
@@ -40,6 +44,7 @@ class ParallelTTSModule(LightningModule):
 
         problem_id, question, gold
         greedy       {text, answer, correct} of the rollout without sampling
+        written      {text, answer, correct, token_steps} of the model that reasons in writing, where one is given
         rollouts     N times {text, answer, correct, num_latents, step_scores (null without a reward model)}
         chosen       {aggregation: answer}
         search       {"beam_search@4x4": {text, answer, correct, token_steps}}, empty without searches
@@ -57,14 +62,18 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: N, rollouts of each problem.
         seed: Seed of every random draw; rollout n of a problem depends on nothing but this seed, the problem's id and n.
         max_answer_tokens: Answers are cut off after this many tokens.
-        kind: Kind of the backbone, where its files do not say it.
+        kind: Kind of the backbone, where its files do not say it; cot is written reasoning.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
-        dtype: Type the backbone's weights are held in.
+        dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
+            multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
         aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
             as {name: best_of_n, reduction: mean}; by default all of them, without a reward model only majority_voting.
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.
         search: Reward-guided searches to run beside the rollouts: beam_search, particle_filtering, each as a name or as
             {name: beam_search, num_beams: 4, num_candidates: 4}.
+        written: Folder or hub id of a causal LM that reasons in writing (ChainOfThoughtModule trains one); its greedy answers
+            are reported beside those of the latent model.
+        max_written_tokens: Its steps and answer are cut off after this many tokens.
         answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
         num_bootstrap: Bootstrap replicates behind each confidence interval.
 
@@ -79,12 +88,14 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: int = 16,
         seed: int = 0,
         max_answer_tokens: int = 64,
-        kind: Literal["coconut", "codi", "colar"] | None = None,
+        kind: Literal["coconut", "codi", "colar", "cot"] | None = None,
         num_latents: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         aggregations: list[Part] | None = None,
         reward_model: str | None = None,
         search: list[Part] | None = None,
+        written: str | None = None,
+        max_written_tokens: int = 256,
         answer_rule: AnswerRule = "tolerance",
         num_bootstrap: int = 1000,
     ) -> None:
@@ -101,14 +112,19 @@ class ParallelTTSModule(LightningModule):
         self.searches = make_searches(search or [], scored=reward_model is not None)
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.greedy_engine = RolloutEngine(self.backbone, Deterministic(), max_answer_tokens)
+        self.written = None if written is None else load_backbone(written, "cot", dtype=dtype)
+        self.max_written_tokens = max_written_tokens
         self.metrics = EvaluationMetrics(
             num_rollouts,
             self.backbone.num_latents,
             self.aggregations,
             [search.name for search in self.searches],
             num_bootstrap,
+            written=written is not None,
         )
         self.rollout_seconds, self.rollouts_drawn = 0.0, 0
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
+        self._rollout_parts = FittingParts("rollouts of one problem")
 
     def settings(self) -> Settings:
         """Everything the records depend on, by option name; see `latent_tts.results`."""
@@ -126,21 +142,44 @@ class ParallelTTSModule(LightningModule):
                     "answer_rule": self.answer_rule,
                     "reward_model": {"fingerprint": self._fingerprints[1]},
                 }
+                | self._written_settings()
             }
         )
+
+    def _written_settings(self) -> Settings:
+        if self.written is None:
+            return {}
+        fingerprint = self.written.fingerprint()[:16]
+        return {"written": {"fingerprint": fingerprint, "max_written_tokens": self.max_written_tokens}}
 
     @cached_property
     def _fingerprints(self) -> tuple[str, str | None]:
         """Of the backbone and of the reward model, taken once: hashing a large model takes seconds."""
         scorer = self.reward_model
-        return self.backbone.fingerprint()[:16], None if scorer is None else weights_digest(scorer)
+        return self.backbone.fingerprint()[:16], None if scorer is None else fingerprint(scorer.state_dict())[:16]
+
+    def problems_per_batch(self) -> Callable[[Problem], int]:
+        """How many problems fit in memory at once, told from the longest of them."""
+        return problems_per_batch(self, self.engine, self.num_rollouts)
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
-        """One record a problem, in the batch's order."""
+        """One record a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""
+        try:
+            parts = self._problem_parts.run(lambda first, end: self._records(batch[first:end]), len(batch))
+        except DoesNotFitError as error:
+            raise UserError(
+                f"Not even one problem with one rollout fits in the memory of {self.device}: take --model.dtype bfloat16, a "
+                "smaller --model.max_answer_tokens, or a device with more room."
+            ) from error
+        return [record for part in parts for record in part]
+
+    def _records(self, batch: Sequence[Problem]) -> list[Record]:
         questions, ids = [problem.question for problem in batch], [problem.problem_id for problem in batch]
         rollouts = self._timed_rollouts(questions, ids)
         greedy = self.greedy_engine.rollout(questions, 1, self.seed, ids)
         records = [self._record(problem, i, rollouts, greedy) for i, problem in enumerate(batch)]
+        if self.written is not None:
+            self._add_written(records, batch)
         if self.reward_model is not None:
             self._add_scores(records, questions, rollouts)
             self._add_searches(records, batch)
@@ -177,11 +216,18 @@ class ParallelTTSModule(LightningModule):
             )
         return reward_model
 
+    def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int) -> list[R]:
+        """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""
+        return self._rollout_parts.run(work, self.num_rollouts) if num_problems == 1 else [work(0, self.num_rollouts)]
+
     # Parts of a step --------------------------------------------------------------------------------------------------
 
     def _timed_rollouts(self, questions: Sequence[str], ids: Sequence[str]) -> Rollouts:
         started = time.perf_counter()
-        rollouts = self.engine.rollout(questions, self.num_rollouts, self.seed, ids)
+        parts = self._over_rollouts(
+            lambda first, end: self.engine.rollout(questions, end - first, self.seed, ids, first), len(questions)
+        )
+        rollouts = join_rollouts(self.engine, questions, parts)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.rollout_seconds += time.perf_counter() - started
@@ -211,9 +257,21 @@ class ParallelTTSModule(LightningModule):
             },
         }
 
+    def _add_written(self, records: Sequence[Record], batch: Sequence[Problem]) -> None:
+        assert self.written is not None
+        engine = RolloutEngine(self.written, max_answer_tokens=self.max_written_tokens)
+        chains = engine.rollout([problem.question for problem in batch], num_rollouts=1)
+        for i, (record, problem) in enumerate(zip(records, batch, strict=True)):
+            answer = self._answer(problem, chains.texts[i][0], chains.answers[i][0])
+            record["written"] = answer | {"token_steps": int(chains.token_steps[i])}
+
     def _add_scores(self, records: Sequence[Record], questions: Sequence[str], rollouts: Rollouts) -> None:
-        assert self.reward_model is not None
-        scores = self.reward_model.score(questions, rollouts)  # (B, N, T)
+        model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
+        assert model is not None
+        parts = self._over_rollouts(
+            lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]), len(questions)
+        )
+        scores = torch.cat(parts, dim=1)  # (B, N, T)
         for record, of_problem in zip(records, scores.tolist(), strict=True):
             for rollout, steps in zip(record["rollouts"], of_problem, strict=True):
                 rollout["step_scores"] = rounded(steps[: rollout["num_latents"]])
@@ -239,15 +297,6 @@ class ParallelTTSModule(LightningModule):
 
     def _answer(self, problem: Problem, text: str, answer: float | None) -> Record:
         return {"text": text, "answer": answer, "correct": answers_equal(answer, problem.gold, self.answer_rule)}
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """16 hex characters of the sha256 over a model's weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def make_aggregations(parts: Sequence[Part] | None, scored: bool) -> list[Aggregation]:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 
 from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, LatentDtype
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.batch_budget import DoesNotFitError, FittingParts
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import Sampler
 from latent_tts.values import LastValue, annotate
+from lightning_modules.memory import problems_per_batch
 
 
 @dataclass
@@ -38,8 +42,9 @@ class AnnotationCounts:
 class RolloutAnnotationModule(LightningModule):
     """Draws N rollouts of every problem and values each of their latent prefixes by M continuations.
 
-    Problems whose rollouts are all right or all wrong are annotated like the others and flagged in the store; training
-    leaves them out by its own option. What is written depends on none of `max_rows`, the batch size or the devices.
+    Problems whose rollouts are all right or all wrong are kept and flagged in the store. Training leaves them out by its own
+    option; `continue_uniform` decides whether continuations are spent on them. What is written depends on none of `max_rows`,
+    the batch size or the devices.
 
     Args:
         backbone: Folder or hub id of the latent reasoning model (published layout).
@@ -50,12 +55,15 @@ class RolloutAnnotationModule(LightningModule):
         max_answer_tokens: Answers are cut off after this many tokens.
         kind: Kind of the backbone, where its files do not say it.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
-        dtype: Type the backbone's weights are held in.
+        dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
+            multiplies it faster (docs/performance.md says what it does to answers).
         last: Value of a rollout's last prefix: the correctness of its own answer, or a Monte-Carlo estimate where the
             sampler leaves anything to chance after the last thought (see latent_tts/values.py).
         answer_rule: When an answer equals the gold answer: tolerance compares values, strict wants equal floats.
         max_rows: Continuations that are in memory at once.
         latent_dtype: How latents are stored.
+        continue_uniform: Whether problems whose rollouts are all right or all wrong get continuations too; without, only
+            the last prefixes of their rollouts have a value.
 
     Raises:
         UserError: Any of these does not exist, does not fit the others, or is out of its range.
@@ -76,6 +84,7 @@ class RolloutAnnotationModule(LightningModule):
         answer_rule: AnswerRule = "tolerance",
         max_rows: int = 512,
         latent_dtype: LatentDtype = "float32",
+        continue_uniform: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -85,10 +94,12 @@ class RolloutAnnotationModule(LightningModule):
                 raise UserError(f"--model.{name} is {value}: it must be at least {least}.")
         self.num_rollouts, self.num_continuations, self.seed = num_rollouts, num_continuations, seed
         self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
+        self.continue_uniform = continue_uniform
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
         self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
 
     def annotation_settings(self, data: str, precision: str = "32-true") -> AnnotationSettings:
         """Everything the annotations depend on.
@@ -98,6 +109,9 @@ class RolloutAnnotationModule(LightningModule):
             precision: The trainer's.
         """
         backbone = self.backbone
+        extra: dict[str, Any] = {"last": self.last, "answer_rule": self.answer_rule, "precision": precision}
+        if not self.continue_uniform:  # not named by default: older folders lack it
+            extra["continue_uniform"] = False
         return AnnotationSettings(
             backbone_fingerprint=backbone.fingerprint(),
             backbone_kind=backbone.kind,
@@ -110,11 +124,30 @@ class RolloutAnnotationModule(LightningModule):
             max_answer_tokens=self.engine.max_answer_tokens,
             data=data,
             latent_dtype=self.latent_dtype,
-            extra={"last": self.last, "answer_rule": self.answer_rule, "precision": precision},
+            extra=extra,
         )
 
+    def problems_per_batch(self) -> Callable[[Problem], int]:
+        """How many problems fit in memory at once, told from the longest of them."""
+        return problems_per_batch(self, self.engine, self.num_rollouts, self.max_rows)
+
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:
-        """One annotated problem a problem, in the batch's order."""
+        """One annotated problem a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""
+        while True:
+            try:
+                parts = self._problem_parts.run(lambda first, end: self._annotate(batch[first:end]), len(batch))
+                return [problem for part in parts for problem in part]
+            except DoesNotFitError as error:
+                if self.max_rows <= max(1, self.num_continuations):
+                    raise UserError(
+                        f"Not even one problem with its {self.num_rollouts} rollouts and the {self.num_continuations} "
+                        f"continuations of a prefix fits in the memory of {self.device}: take --model.dtype bfloat16, a smaller "
+                        "--model.num_rollouts or --model.max_answer_tokens, or a device with more room."
+                    ) from error
+                self.max_rows = max(1, self.num_continuations, self.max_rows // 2)
+                warnings.warn("Out of memory: going on with fewer continuations at a time (max_rows).", stacklevel=2)
+
+    def _annotate(self, batch: Sequence[Problem]) -> list[AnnotatedProblem]:
         found = annotate(
             self.engine,
             [problem.question for problem in batch],
@@ -126,6 +159,7 @@ class RolloutAnnotationModule(LightningModule):
             self.last,
             self.answer_rule,
             self.max_rows,
+            self.continue_uniform,
         )
         self.metrics.token_steps += int(found.token_steps.sum())
         latents, num_latents = found.rollouts.latents.cpu(), found.rollouts.num_latents.cpu()

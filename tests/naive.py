@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latent_tts.backbones import LatentBackbone
 from latent_tts.problems import problem_id_from_question
-from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout, Sampler
+from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout, NativeGaussian, Sampler
 from latent_tts.seeding import fold_in, keep_mask, normal, problem_keys
 
 
@@ -34,6 +34,10 @@ def naive_rollout(
         if backbone.dynamic and int(backbone.logits(hidden).argmax()) == backbone.end_of_thought_id:
             break
         latent = backbone.next_latent(hidden)
+        if isinstance(sampler, NativeGaussian):
+            inner = backbone.lt_head.fc(hidden)
+            std = backbone.lt_head.log_std(inner).exp() * backbone.latent_embedding_std
+            latent = latent + sampler.temperature * std * normal(fold_in(key, len(latents) + 1), latent.shape)[0]
         if isinstance(sampler, AdditiveGaussianNoise):
             latent = latent + sampler.sigma * normal(fold_in(key, len(latents) + 1), latent.shape)[0]
         latents.append(latent)

@@ -7,13 +7,18 @@ from typing import Any
 
 
 def make_record(
-    seed: int, num_rollouts: int = 4, num_steps: int = 3, scored: bool = True, search: bool = False
+    seed: int,
+    num_rollouts: int = 4,
+    num_steps: int = 3,
+    scored: bool = True,
+    search: bool = False,
+    written: bool = False,
 ) -> dict[str, Any]:
     """A record with answers 0, 1, 2 or None, of which 1 is right, and scores that favour right answers a little."""
     rng = random.Random(seed)
     answers = [rng.choice([0.0, 1.0, 1.0, 2.0, None]) for _ in range(num_rollouts)]
     lengths = [rng.randint(1, num_steps) for _ in answers]
-    return {
+    record = {
         "problem_id": f"problem-{seed}",
         "question": f"What is {seed}?",
         "gold": 1.0,
@@ -41,3 +46,6 @@ def make_record(
         },
         "chosen": {},
     }
+    if written:
+        record["written"] = {"text": "### 1", "answer": 1.0, "correct": seed % 4 == 0, "token_steps": 60 + seed}
+    return record

@@ -13,21 +13,28 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from callbacks.export import ExportBackbone, export_checkpoint
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
+from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
+from latent_tts.backbones.training import load_for_training
 from latent_tts.curriculum import Curriculum
 from latent_tts.errors import UserError
-from lightning_modules.coconut_module import accumulated_batches, load_for_training
-from tests.training import ONE_EPOCH_A_STAGE, addition, make_data, make_module, make_trainer, write_tiny_model
+from lightning_modules.backbone_module import accumulated_batches
+from tests.training import (
+    ONE_EPOCH_A_STAGE,
+    StopAfter,
+    addition,
+    flat_weights,
+    make_data,
+    make_module,
+    make_trainer,
+    write_tiny_model,
+)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("scratch") / "model")
-
-
-def flat_weights(module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.backbone.parameters()])
 
 
 def trained(model: Path, data: Path, batch_size: int, epochs: int = 4, **options) -> torch.Tensor:
@@ -61,14 +68,6 @@ def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(model, tmp_path, st
         resumed, make_data(tmp_path, 8), ckpt_path=tmp_path / f"kept-{stop_after}" / "last.ckpt"
     )
     assert torch.equal(flat_weights(resumed), straight)
-
-
-class StopAfter(Callback):
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def on_train_epoch_end(self, trainer, pl_module) -> None:
-        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def test_dropout_of_a_resumed_epoch_is_that_of_the_uninterrupted_one(tmp_path):
@@ -138,7 +137,7 @@ def test_two_processes_train_and_validate_as_one_does(model, tmp_path):
     module = make_module(model, global_batch_size=8, lr=1e-3)
     make_trainer(max_epochs=4, limit_val_batches=0).fit(module, make_data(tmp_path, 8))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path)]
+    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path), "coconut"]
     subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], timeout=300)
     two = torch.load(tmp_path / "two.pt")
     torch.testing.assert_close(two["weights"], flat_weights(module), atol=2e-4, rtol=0)
@@ -193,7 +192,7 @@ def test_any_causal_lm_without_thought_tokens_can_start(layout, tiny_causal_lm, 
     tokenizer = tiny_tokenizer(())
     tiny_causal_lm(layout, len(tokenizer)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    backbone = load_for_training(str(tmp_path), num_latents=2)
+    backbone = load_for_training(Coconut, str(tmp_path), num_latents=2)
     assert backbone.model.get_input_embeddings().num_embeddings == len(tokenizer) + 3
     assert backbone.training
 
@@ -207,7 +206,7 @@ def test_accumulation_follows_from_the_global_batch():
 
 def test_missing_and_incomplete_models_are_refused(model, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        load_for_training(str(tmp_path / "nowhere"), 2)
+        load_for_training(Coconut, str(tmp_path / "nowhere"), 2)
     from safetensors.torch import load_file, save_file
 
     broken = write_tiny_model(tmp_path / "broken")
@@ -215,4 +214,4 @@ def test_missing_and_incomplete_models_are_refused(model, tmp_path):
     del weights["model.norm.weight"]
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"model\.norm\.weight"):
-        load_for_training(str(broken), 2)
+        load_for_training(Coconut, str(broken), 2)

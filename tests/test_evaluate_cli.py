@@ -49,9 +49,19 @@ def small(tiny_checkpoint, problem_file) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def native_checkpoint(tiny_backbone, tmp_path_factory) -> Path:
+    """The folder of a tiny random CoLaR that predicts the spread of its thoughts."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny-native"
+    tiny_backbone("colar", "llama", latent_log_std=True).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_config_runs_at_debug_size(name, small, tmp_path):
-    assert evaluate(f"--config={CONFIGS / name}", *small, f"--output={tmp_path}") == 0
+def test_every_shipped_config_runs_at_debug_size(name, small, native_checkpoint, tmp_path):
+    native = "NativeGaussian" in (CONFIGS / name).read_text()
+    backbone = [f"--model.backbone={native_checkpoint}", "--model.kind=colar"] if native else []
+    assert evaluate(f"--config={CONFIGS / name}", *small, *backbone, f"--output={tmp_path}") == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["num_problems"] == 4
 
 
@@ -167,6 +177,16 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(small, tmp_path)
     assert module.engine.sampler.sigma == 0.75
 
 
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("demo/")])
+def test_every_demo_runs_with_the_model_it_is_named_after(name, tmp_path):
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    assert config["model"]["backbone"] == f"checkpoints/{Path(name).stem}"
+    small = ["--data.size=4", "--model.num_rollouts=2", "--model.num_bootstrap=50", "--trainer.accelerator=cpu"]
+    assert evaluate(f"--config={CONFIGS / name}", *small, f"--output={tmp_path}") == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["num_problems"], metrics["invalid_answer_rate"]) == (4, 0.0)
+
+
 def test_the_demo_is_the_default_unless_a_backbone_is_chosen(tmp_path):
     def names(*args: str) -> list[str]:
         return [path.name for path in base_configs(args)]
@@ -208,6 +228,7 @@ BAD_INPUT = {
     "negative sigma": (["--model.sampler.sigma=-1"], "sigma must not be negative, got -1.0"),
     "p of 1": (["--model.sampler=MonteCarloDropout", "--model.sampler.p=1.0"], "p must lie between 0 and 1"),
     "unknown sampler": (["--model.sampler=Thermal"], "no class named 'Thermal'"),
+    "sampler of another kind": (["--model.sampler=NativeGaussian"], "this coconut checkpoint has none"),
     "option of another sampler": (["--model.sampler.p=0.1"], "option 'p' is not accepted"),
     "unknown aggregation": (["--model.aggregations=[median]"], "knows no 'median'"),
     "unknown option": (["--model.colour=red"], "There is no option --model.colour=red"),
@@ -222,6 +243,12 @@ BAD_INPUT = {
     "reward model that is none": (["--model.reward_model={checkpoint}"], "is it a backbone and not a reward model"),
     "prompt without room": (["--model.max_answer_tokens=250"], "leaves no room"),
     "output is a file": (["--output={tmp}/empty.jsonl"], "empty.jsonl is a file; name another folder with --output"),
+    "a batch size that is none": (
+        ["--data.batch_size=many"],
+        "--data.batch_size must be int or one of 'auto', got many",
+    ),
+    "no problem in a batch": (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
+    "every weight in half precision": (["--trainer.precision=bf16-true"], "give --model.dtype bfloat16"),
     "no such device": (["--trainer.accelerator=tpu"], "--trainer options"),
 }
 

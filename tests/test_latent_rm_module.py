@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,9 @@ from callbacks.export_reward_model import ExportRewardModel, export_reward_model
 from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
 from datamodules.annotated_rollout_data import AnnotatedRolloutDataModule
 from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, AnnotationWriter
-from latent_tts.backbones import LatentBackbone
+from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.errors import UserError
-from latent_tts.reward import load_reward_model
+from latent_tts.reward import LatentRewardModel, load_reward_model
 from lightning_modules.latent_rm_module import LatentRMModule, warmup_cosine
 from tests.test_reward import tiny_backbone
 
@@ -182,6 +183,30 @@ def test_every_variant_trains(workplace: Path, model: dict[str, Any]) -> None:
     assert any(name.startswith("transformer") for name in moved) != bool(model.get("frozen"))
 
 
+def test_a_trained_reward_model_is_trained_further(workplace: Path, tmp_path: Path) -> None:
+    """It starts from the folder's weights; what does not belong to the backbone, or has another head, is refused."""
+    backbone, folder = load_backbone(str(workplace / "backbone")), tmp_path / "trained"
+    LatentRewardModel.from_backbone(backbone, "mlp", seed=5).save_pretrained(folder)
+    options: dict[str, Any] = {"reward_model": str(folder), "head": "mlp"}
+    start, trained = weights_of(LatentRMModule(str(workplace / "backbone"), **options)), load_reward_model(folder)
+    assert_same_weights(start, trained.state_dict(), tolerance=0.0)
+    _, module = fit(workplace, model=options, max_epochs=1)
+    assert all(
+        not torch.equal(value, start[name])
+        for name, value in weights_of(module).items()
+        if name.endswith("c_fc.weight")
+    )
+    frozen = LatentRMModule(str(workplace / "backbone"), **options, frozen=True)
+    assert {name.split(".")[0] for name, p in frozen.reward_model.named_parameters() if p.requires_grad} == {
+        "classifier"
+    }
+    with pytest.raises(UserError, match="has a mlp head, not linear"):
+        LatentRMModule(str(workplace / "backbone"), reward_model=str(folder))
+    tiny_backbone("gpt2", num_latents=3).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="was trained for another backbone"):
+        LatentRMModule(str(tmp_path / "other"), **options)
+
+
 class SaveGradients(Callback):
     """Writes the gradient of the last optimizer step, as the optimizer saw it, and what was measured."""
 
@@ -330,6 +355,18 @@ def test_a_batch_is_padded_to_its_longest_rollout(tmp_path: Path) -> None:
     assert batch.mask.sum(-1).tolist() == [[6, 5, 6, 2], [3, 1, 2, 0]]
     assert torch.equal(batch.values.isnan(), ~batch.mask)
     assert torch.equal(batch.mask, batch.labelled("continuations"))
+
+
+def test_batches_are_made_of_prompts_with_as_many_tokens(workplace: Path) -> None:
+    """Tokens that have nothing to do with characters: the last digits of a problem's number."""
+    data = AnnotatedRolloutDataModule(str(workplace / "annotations"), batch_size=4, val_share=0.5)
+    data.setup("fit")
+    tokens = lambda questions: [int(question.strip("?")[-1]) for question in questions]  # noqa: E731
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(prompt_lengths=tokens))  # type: ignore[assignment]
+    lengths = [length for batch in data.val_dataloader() for length in tokens(batch.questions)]
+    assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 3
+    spread = [max(row) - min(row) for row in (tokens(batch.questions) for batch in data.train_dataloader())]
+    assert sum(spread) <= max(lengths)  # one pool of batches: neighbours in length share a batch
 
 
 def test_a_loader_in_another_process_gives_the_same_batches(workplace: Path) -> None:

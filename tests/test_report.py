@@ -37,7 +37,7 @@ def console_text(metrics, width: int = 80) -> str:
 
 def test_the_console_tables_have_a_row_for_every_strategy_and_a_column_for_every_k(metrics):
     text = console_text(metrics)
-    for name in ("greedy", "single rollout", "coverage", "majority voting", "best-of-N mean", "beam search @ 2x2"):
+    for name in ("greedy", "single rollout", "coverage", "majority voting", "best-of-N", "mean", "beam search @ 2x2"):
         assert re.search(rf"^ +{name} ", text, re.MULTILINE), name
     assert re.search(r"k = 1 .*k = 2 .*k = 4 .*k = 8 .*k = 16", text)
 
@@ -99,7 +99,7 @@ def test_figures_are_the_same_bytes_every_time(metrics, tmp_path):
 def test_the_accuracy_figure_has_a_curve_for_coverage_and_every_aggregation(metrics):
     axes = report.figures(metrics)["accuracy"].axes[0]
     curves = {line.get_label(): line.get_ydata() for line in axes.lines}
-    assert {"coverage", "majority voting", "best-of-N mean", "greedy"} <= set(curves)
+    assert {"coverage", "majority voting", "best-of-N (mean)", "greedy"} <= set(curves)
     assert list(curves["coverage"]) == pytest.approx([100 * v for v in metrics["coverage"].values()])
 
 
@@ -117,7 +117,8 @@ def test_one_rollout_makes_a_report_too(tmp_path):
     [
         ("single", "single rollout"),
         ("best_of_n@4", "best-of-N @ 4"),
-        ("best_of_n_mean", "best-of-N mean"),
+        ("best_of_n_mean", "best-of-N (mean)"),
+        ("weighted_voting_last_t0.5@16", "weighted voting @ 16 (last, t0.5)"),
         ("beam_search@4x4", "beam search @ 4x4"),
     ],
 )

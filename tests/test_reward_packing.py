@@ -1,5 +1,7 @@
 """Rollouts packed behind one prompt give the scores and gradients of rollouts one by one."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ from latent_tts.backbones import Coconut, Codi, LatentBackbone
 from latent_tts.losses import contrastive_loss
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HEADS
-from latent_tts.reward.packing import packed_attention_mask, packed_position_ids
+from latent_tts.reward.packing import packed_attention, packed_attention_mask, packed_position_ids
 from tests.test_reward import QUESTIONS, tiny_backbone, tiny_latents, tiny_reward_model
 
 
@@ -65,6 +67,33 @@ def test_left_and_right_padding_are_the_same(architecture: str) -> None:
     torch.testing.assert_close(scores, other_scores, atol=1e-4, rtol=1e-4)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, other_gradients[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk_positions", [1, 8], ids=["one rollout a chunk", "two chunks, the second filled up"])
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_chunks_of_rollouts_give_the_same(
+    architecture: str, left: bool, chunk_positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rollouts of four steps, cut into chunks of 1 and 2 rollouts; the prompts have different lengths."""
+    model = tiny_reward_model(architecture)
+    expected_scores, expected_gradients = scores_and_gradients(model, packed=False, left=left)
+    chunked = functools.partial(packed_attention, chunk_positions=chunk_positions)
+    assert "packed" in chunked(torch.ones(1, 2, dtype=torch.bool), 3, 4)
+    monkeypatch.setattr("latent_tts.reward.model.packed_attention", chunked)
+    scores, gradients = scores_and_gradients(model, packed=True, left=left)
+    torch.testing.assert_close(scores, expected_scores, atol=1e-4, rtol=1e-4)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-5, rtol=1e-4)
+
+
+def test_chunks_without_padding_share_one_mask() -> None:
+    prompt_mask = torch.ones(2, 3, dtype=torch.bool)
+    whole = packed_attention_mask(prompt_mask, 1, 2)
+    attention = packed_attention(prompt_mask, 5, 2, chunk_positions=2)["packed"]
+    assert attention.num_chunks == 5
+    assert torch.equal(attention.prompt_sees, whole[:, :, :3, :3])
+    assert torch.equal(attention.chunk_sees, whole[:1, :, 3:])
 
 
 def test_rollouts_do_not_see_each_other() -> None:

@@ -53,7 +53,7 @@ def assert_same(left: AnnotationStore, right: AnnotationStore) -> None:
     for one, other in zip(left, right, strict=True):
         assert list(one.answers) == list(other.answers)
         assert torch.equal(one.latents, other.latents)  # batches are the same, so results are to the last bit
-        assert torch.equal(one.values, other.values)
+        torch.testing.assert_close(one.values, other.values, rtol=0, atol=0, equal_nan=True)
         assert torch.equal(one.correct, other.correct)
 
 
@@ -74,8 +74,10 @@ def test_the_store_holds_what_annotate_computes(arguments, backbone_folder, tmp_
     assert index["num_problems"] == 13
 
 
+@pytest.mark.parametrize("more", [[], ["--model.continue_uniform=false"]], ids=["all", "mixed"])
 @pytest.mark.parametrize("batches_before", [0, 1, 3])
-def test_a_run_killed_after_any_batch_is_continued_exactly_once(batches_before, arguments, tmp_path, monkeypatch):
+def test_a_run_killed_after_any_batch_is_continued_exactly_once(batches_before, more, arguments, tmp_path, monkeypatch):
+    arguments = [*arguments, *more]
     whole = tmp_path / "whole"
     AnnotationCLI([*arguments, f"--output={whole}"]).run()
 
@@ -107,6 +109,11 @@ def test_a_run_killed_after_any_batch_is_continued_exactly_once(batches_before, 
         AnnotationCLI(arguments).run()
     assert len(computed) == 13 - 3 * (3 * batches_before // 2 * 2 // 3)  # whole batches that are stored are left out
     assert_same(AnnotationStore(tmp_path / "annotations"), AnnotationStore(whole))
+
+
+def test_folders_from_before_the_option_can_be_gone_on_with(arguments):
+    """Continuing every problem is the default, and leaves no trace in the settings that older folders lack."""
+    assert "continue_uniform" not in AnnotationCLI(arguments).model.annotation_settings("data").extra
 
 
 def test_a_finished_run_computes_nothing_and_a_longer_one_only_what_is_missing(arguments, tmp_path, monkeypatch):
@@ -144,6 +151,7 @@ def test_an_interrupted_run_keeps_all_it_has_computed(arguments, tmp_path, monke
         ("--model.sampler.init_args.sigma=0.4", "sigma"),
         ("--model.num_latents=3", "num_latents=2"),
         ("--data.skip_bad_rows=true", "data="),
+        ("--model.continue_uniform=false", "continue_uniform"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused_and_stays_as_it_is(option, message, arguments, tmp_path):
@@ -190,7 +198,10 @@ def test_two_processes_write_what_one_would(arguments, tmp_path):
 
 
 def test_every_shipped_configuration_is_accepted(tmp_path, backbone_folder):
+    """A file named after another, such as tiny-validation.yaml after tiny.yaml, is given after it."""
     for path in (ROOT / "configs" / "annotate").glob("*.yaml"):
-        cli = AnnotationCLI([f"--config={path}", f"--model.backbone={backbone_folder}", f"--output={tmp_path}"])
+        base = path.with_stem(path.stem.partition("-")[0])
+        files = [f"--config={path}" for path in dict.fromkeys([base, path])]
+        cli = AnnotationCLI([*files, f"--model.backbone={backbone_folder}", f"--output={tmp_path}"])
         assert cli.model.num_rollouts >= 2  # a contrastive loss compares rollouts
     assert not list(tmp_path.iterdir())

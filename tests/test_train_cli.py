@@ -23,8 +23,8 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return main_guard(train.main)
 
 
-def small_run(folder: Path, max_epochs: int = 5) -> list[str]:
-    """The tiny-coconut recipe with the debug config over it, on a model and a file in `folder`, one process."""
+def small_run(folder: Path, max_epochs: int = 5, recipe: str = "tiny-coconut") -> list[str]:
+    """A tiny recipe on a model and a file in `folder`, one process; over that of tiny-coconut the debug config is laid."""
     if not (folder / "model").exists():
         write_tiny_model(folder / "model")
         write_examples(folder / "train.jsonl", range(32))
@@ -43,7 +43,15 @@ def small_run(folder: Path, max_epochs: int = 5) -> list[str]:
                 "init_args": {"save_dir": str(folder / "run"), "version": ""},
             },
             "callbacks": [
-                {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder / "kept"), "filename": "last"}},
+                {
+                    "class_path": "ModelCheckpoint",
+                    "init_args": {
+                        "dirpath": str(folder / "kept"),
+                        "filename": "last",
+                        "save_on_train_epoch_end": True,
+                        "enable_version_counter": False,
+                    },
+                },
                 {"class_path": "callbacks.export.ExportBackbone", "init_args": {"folder": str(folder / "export")}},
             ],
         },
@@ -53,7 +61,8 @@ def small_run(folder: Path, max_epochs: int = 5) -> list[str]:
         },
     }
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-    files = [CONFIGS / "tiny-coconut.yaml", CONFIGS / "debug.yaml", folder / "overlay.yaml"]
+    debug = [CONFIGS / "debug.yaml"] if recipe == "tiny-coconut" else []
+    files = [CONFIGS / f"{recipe}.yaml", *debug, folder / "overlay.yaml"]
     return ["fit", *(part for file in files for part in ("--config", str(file)))]
 
 
@@ -65,6 +74,20 @@ def test_debug_run_trains_every_stage_and_exports_a_model_that_loads(tmp_path, m
     assert checkpoint["global_step"] == 5 * 2  # 32 examples in global batches of 16
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     assert list((tmp_path / "run").rglob("config.yaml"))
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("tiny-codi", "codi"), ("tiny-cot", "cot")])
+def test_a_few_steps_of_a_tiny_recipe_leave_a_model_that_loads_and_a_run_to_go_on_from(
+    recipe, kind, tmp_path, monkeypatch
+):
+    arguments = small_run(tmp_path, max_epochs=1, recipe=recipe)
+    assert run(*arguments, monkeypatch=monkeypatch) == 0
+    assert load_backbone(tmp_path / "export").kind == kind
+    last = str(tmp_path / "kept" / "last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 2  # 32 examples in global batches of 16
+    again = [*arguments, "--trainer.max_epochs", "2", "--ckpt_path", last]
+    assert run(*again, monkeypatch=monkeypatch) == 0
+    assert torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)["global_step"] == 4
 
 
 def test_flags_win_over_files_and_over_the_checkpoint(tmp_path, monkeypatch):
@@ -87,15 +110,16 @@ def test_flags_win_over_files_and_over_the_checkpoint(tmp_path, monkeypatch):
         "3",
     ]
     assert run(*arguments, *flags, monkeypatch=monkeypatch) == 0
-    assert (seen["module"].lr, seen["module"].curriculum.cot_epochs, seen["epochs"]) == (0.5, 7, 3)
+    assert (seen["module"].optimization.lr, seen["module"].curriculum.cot_epochs, seen["epochs"]) == (0.5, 7, 3)
     assert seen["module"].curriculum.epochs_per_stage == 1  # of the debug config, laid over the recipe
-    assert seen["module"].betas == (0.9, 0.98)  # of the recipe
+    assert seen["module"].optimization.betas == (0.9, 0.98)  # of the recipe
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("defaults.yaml", "debug.yaml")])
 def test_every_shipped_config_parses(name):
     """An ablation of the reward model, and the second part of a training, are files to give after their base."""
-    base_name = next((base for base in ("latent-rm-tiny", "tiny-coconut") if name.startswith(base[:9])), None)
+    bases = {"latent-rm": "latent-rm-tiny", "tiny-coco": "tiny-coconut", "tiny-colar-narrow": "tiny-colar"}
+    base_name = next((base for start, base in bases.items() if name.startswith(start)), None)
     base = ["--config", str(CONFIGS / f"{base_name}.yaml")] if base_name else []
     parser_only = ParserOnly(["fit", *base, "--config", str(CONFIGS / name)])
     config = parser_only.config.fit

@@ -185,6 +185,26 @@ def test_without_continuations_only_the_last_prefix_has_a_value(make_backbone, q
     assert torch.equal(found.token_steps, found.rollouts.token_steps)
 
 
+@pytest.mark.parametrize("last", ["own", "estimate"])
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_continuations_can_be_saved_where_all_rollouts_are_right_or_all_wrong(sampler, last, make_backbone, questions):
+    """Problems with right and wrong rollouts are as ever; the others cost their rollouts and have the values of M = 0."""
+    engine = RolloutEngine(make_backbone("coconut"), sampler, max_answer_tokens=4)
+    arguments = {"seed": 4, "last": last}
+    every = annotate(engine, questions, GOLDS, 2, 3, **arguments)
+    none = annotate(engine, questions, GOLDS, 2, 0, **arguments)
+    some = annotate(engine, questions, GOLDS, 2, 3, **arguments, continue_uniform=False)
+    mixed = torch.tensor([len(set(row)) == 2 for row in every.correct.tolist()])
+    assert mixed.any() and not mixed.all()  # the test means something
+    for found, expected in (
+        (some.values, (every.values, none.values)),
+        (some.token_steps, (every.token_steps, none.token_steps)),
+    ):
+        torch.testing.assert_close(found[mixed], expected[0][mixed], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(found[~mixed], expected[1][~mixed], rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(some.correct, every.correct)
+
+
 @pytest.mark.parametrize(
     ("sampler", "last"),
     [

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
 from latent_tts.curriculum import Curriculum
+from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
+from lightning_modules.backbone_module import BackboneModule
+from lightning_modules.chain_of_thought_module import ChainOfThoughtModule
 from lightning_modules.coconut_module import CoconutModule
+from lightning_modules.codi_module import CodiModule
 
 ONE_EPOCH_A_STAGE = Curriculum(cot_epochs=1, epochs_per_stage=1, latent_stages=2, latents_per_step=1)
 
@@ -49,6 +57,38 @@ def make_data(folder: Path, batch_size: int, val_size: int | None = None) -> Rea
 def make_module(model: Path, **options: Any) -> CoconutModule:
     defaults = {"curriculum": ONE_EPOCH_A_STAGE, "global_batch_size": 8, "lr": 1e-2, "max_answer_tokens": 4}
     return CoconutModule(str(model), **(defaults | options))
+
+
+def make_codi(model: Path, lr: float = 1e-2, schedule: str = "constant", **options: Any) -> CodiModule:
+    defaults = {"num_latents": 2, "global_batch_size": 8, "max_answer_tokens": 6}
+    optimization = Optimization(lr=lr, schedule=schedule, warmup_steps=2)  # type: ignore[arg-type]
+    return CodiModule(str(model), optimization=optimization, **(defaults | options))
+
+
+def make_cot(model: Path, lr: float = 1e-2, schedule: str = "constant", **options: Any) -> ChainOfThoughtModule:
+    defaults = {"global_batch_size": 8, "max_answer_tokens": 6}
+    optimization = Optimization(lr=lr, schedule=schedule, warmup_steps=2)  # type: ignore[arg-type]
+    return ChainOfThoughtModule(str(model), optimization=optimization, **(defaults | options))
+
+
+MAKERS: dict[str, Callable[..., BackboneModule]] = {"coconut": make_module, "codi": make_codi, "cot": make_cot}
+
+
+def flat_weights(module: BackboneModule) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.backbone.parameters()])
+
+
+def flat_gradients(module: BackboneModule) -> Tensor:
+    """Those of the last optimizer step, which stay until the next batch."""
+    return torch.cat([p.grad.flatten() for p in module.backbone.parameters() if p.grad is not None])
+
+
+class StopAfter(Callback):
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.epochs
 
 
 def make_trainer(**options: Any) -> Trainer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
+from latent_tts.fingerprint import fingerprint
 from latent_tts.layers import use_fast_layers
 from latent_tts.vocabulary import Vocabulary
 
@@ -40,6 +40,7 @@ class LatentBackbone(nn.Module, ABC):
     kind: ClassVar[str]
     dynamic: ClassVar[bool] = False  # True where the model itself decides when to stop thinking
     default_num_latents: ClassVar[int] = 6
+    min_latents: ClassVar[int] = 1
     default_prompt_form: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]] = (START_OF_THOUGHT, END_OF_THOUGHT, LATENT)
     end_of_thought: ClassVar[str] = END_OF_THOUGHT
@@ -53,8 +54,8 @@ class LatentBackbone(nn.Module, ABC):
     ) -> None:
         super().__init__()
         num_latents = self.default_num_latents if num_latents is None else num_latents
-        if num_latents < 1:
-            raise UserError(f"num_latents must be at least 1, got {num_latents}.")
+        if num_latents < self.min_latents:
+            raise UserError(f"num_latents must be at least {self.min_latents}, got {num_latents}.")
         enable_shared_prefix(model)
         use_fast_layers(model)
         self.model = model
@@ -62,7 +63,7 @@ class LatentBackbone(nn.Module, ABC):
         self.num_latents = num_latents
         self.prompt_form = prompt_form or self.default_prompt_form
         self._vocabulary = Vocabulary()
-        self.end_of_thought_id = self._token_id(self.end_of_thought)
+        self.end_of_thought_id = self.find_end_of_thought()
         self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
         self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
 
@@ -76,14 +77,13 @@ class LatentBackbone(nn.Module, ABC):
 
         New rows start from the mean of the old ones, the usual choice for a token that was never trained.
         """
-        missing = [token for token in cls.special_tokens if token not in tokenizer.get_vocab()]
-        if missing:
-            tokenizer.add_tokens(missing)
-        if len(tokenizer) > embedding_table(model).shape[0]:
+        tokenizer.add_tokens([token for token in cls.special_tokens if token not in tokenizer.get_vocab()])
+        num_rows = embedding_table(model).shape[0]
+        if len(tokenizer) > num_rows:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             with torch.no_grad():
                 for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-                    table[-len(missing) :] = table[: -len(missing)].mean(dim=0)
+                    table[num_rows:] = table[:num_rows].mean(dim=0)
         return cls(model, tokenizer, num_latents, **kwargs)
 
     @classmethod
@@ -131,13 +131,8 @@ class LatentBackbone(nn.Module, ABC):
 
     def fingerprint(self) -> str:
         """sha256 over everything that decides what the model computes: weights, config, tokenizer and metadata."""
-        digest = hashlib.sha256()
-        for key, value in sorted(self.published_state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        digest.update(json.dumps(self.metadata(), sort_keys=True).encode())
-        digest.update(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode())
-        return digest.hexdigest()
+        metadata, vocabulary = self.metadata(), sorted(self.tokenizer.get_vocab().items())
+        return fingerprint(self.published_state_dict(), json.dumps(metadata, sort_keys=True), json.dumps(vocabulary))
 
     # What the engine asks for ---------------------------------------------------------------------------------------
 
@@ -200,6 +195,19 @@ class LatentBackbone(nn.Module, ABC):
             **kwargs,
         ).last_hidden_state
 
+    def hidden_layers(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
+    ) -> tuple[Tensor, ...]:
+        """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
+        return self.model.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            output_hidden_states=True,
+        ).hidden_states[1:]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores: (..., D) to (..., V)."""
         return self.model.get_output_embeddings()(hidden)
@@ -211,6 +219,10 @@ class LatentBackbone(nn.Module, ABC):
     @abstractmethod
     def next_latent(self, hidden: Tensor) -> Tensor:
         """The next latent thought, as the embedding that is fed: hidden state (..., D) to (..., D)."""
+
+    def find_end_of_thought(self) -> int:
+        """Id of the token that is fed when the thinking is over, before the first token of the answer."""
+        return self._token_id(self.end_of_thought)
 
     # Small print ----------------------------------------------------------------------------------------------------
 

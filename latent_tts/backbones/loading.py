@@ -15,9 +15,10 @@ from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
+from latent_tts.backbones.cot import Cot
 from latent_tts.errors import UserError
 
-KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar)}
+KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar, Cot)}
 
 
 def load_backbone(
@@ -27,7 +28,8 @@ def load_backbone(
 
     Args:
         name_or_folder: A folder, or a Hugging Face hub id (downloaded once, safetensors only).
-        kind: ``coconut``, ``codi`` or ``colar``; ``None`` reads it from the files.
+        kind: ``coconut``, ``codi``, ``colar``, or ``cot`` for written reasoning; ``None`` reads it from the files, and takes a
+            plain causal LM that does not say what it is for a COCONUT.
         num_latents: Overrides the number of latent thoughts (for CoLaR: the maximum).
         dtype: Type the weights are held in, ``float32`` or ``bfloat16``.
 
@@ -41,7 +43,7 @@ def load_backbone(
     metadata = _read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
     raw_config = _read_json(folder / "config.json")
     weights = read_safetensors(folder)
-    found = metadata.get("kind") or _kind_of(raw_config, weights)
+    found = metadata.get("kind") or _kind_of(raw_config, weights) or (kind if kind == Cot.kind else Coconut.kind)
     cls = KINDS[_agreed_kind(kind, found, folder)]
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=_torch_dtype(dtype))
     backbone = cls(
@@ -166,12 +168,21 @@ def _tied_keys(backbone: LatentBackbone) -> set[str]:
     return set(getattr(backbone.model, "_tied_weights_keys", None) or ())
 
 
-def _kind_of(config: dict[str, Any], weights: dict[str, Tensor]) -> str:
+def published_kind(folder: Path) -> str | None:
+    """The kind whose own modules and config fields a checkpoint folder has; None for a plain causal LM, COCONUT among them.
+
+    Raises:
+        UserError: The folder's files cannot be read.
+    """
+    return _kind_of(_read_json(folder / "config.json"), read_safetensors(folder))
+
+
+def _kind_of(config: dict[str, Any], weights: dict[str, Tensor]) -> str | None:
     if any(key.startswith("lt_head.") for key in weights) or "latent_embedding_std" in config:
-        return "colar"
+        return Colar.kind
     if any(key.startswith("projector.") for key in weights) or "projector" in config:
-        return "codi"
-    return "coconut"
+        return Codi.kind
+    return None
 
 
 def _agreed_kind(asked: str | None, found: str, folder: Path) -> str:

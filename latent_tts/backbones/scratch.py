@@ -1,14 +1,11 @@
 """A fresh causal LM with random weights and its own small tokenizer, to train a latent reasoning model from scratch.
 
-    python -m latent_tts.backbones.scratch --out runs/scratch --model.architecture llama --model.hidden_size 256
-
 The tokenizer is a byte-level BPE in which every digit is a token of its own, trained on questions, steps and answers.
-The same arguments give the same files, byte for byte.
+The same arguments give the same files, byte for byte; the command is `python -m datamodules.scratch`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +24,6 @@ from transformers import (
 
 from latent_tts.backbones.base import END_OF_THOUGHT, LATENT, START_OF_THOUGHT, LatentBackbone
 from latent_tts.backbones.coconut import Coconut
-from latent_tts.cli import main_guard
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 
@@ -137,34 +133,3 @@ def write_scratch_model(folder: Path, config: ScratchConfig, examples: Iterable[
     backbone = Coconut.from_causal_lm(fresh_model(config, len(tokenizer)), tokenizer)
     backbone.save_pretrained(folder)
     return backbone
-
-
-def main(
-    out: Path,
-    model: ScratchConfig = ScratchConfig(),
-    templates: list[int] | None = None,
-    num_examples: int = 6000,
-    data_seed: int = 0,
-) -> None:
-    """Write a fresh model folder whose tokenizer is trained on generated GSM-Symbolic examples.
-
-    Args:
-        out: Folder to write.
-        model: Shape of the model.
-        templates: GSM-Symbolic templates to draw the tokenizer's text from; all that parse where it is left out.
-        num_examples: Number of examples in the tokenizer's text.
-        data_seed: Seed of the tokenizer's text.
-    """
-    from datamodules.gsm_symbolic import GSMSymbolic  # the command only: nothing else in this package reaches up
-
-    source = GSMSymbolic(data_seed, templates=templates, split="train")
-    backbone = write_scratch_model(out, model, map(source.example, range(num_examples)))
-    parameters = sum(p.numel() for p in backbone.parameters())
-    print(f"wrote {out}: {model.architecture}, {parameters:,} parameters, {len(backbone.tokenizer)} tokens")
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    sys.exit(main_guard(lambda: auto_cli(main, as_positional=False)))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
-from latent_tts.backbones.base import METADATA_FILE
+from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.loading import (
     KINDS,
@@ -20,8 +20,8 @@ from latent_tts.backbones.loading import (
     resolve_folder,
 )
 from latent_tts.errors import UserError
-from latent_tts.reward.heads import HEADS
-from latent_tts.reward.model import LatentRewardModel
+from latent_tts.reward.heads import HEADS, HeadName
+from latent_tts.reward.model import LatentRewardModel, set_dropout
 
 
 def load_reward_model(
@@ -71,6 +71,34 @@ def load_reward_model(
     model.backbone_fingerprint = metadata.get("backbone_fingerprint")
     _load_strictly(model, weights, str(folder))
     return model.eval()
+
+
+def load_to_train_further(
+    name_or_folder: str | Path,
+    backbone: LatentBackbone,
+    head: HeadName = "linear",
+    frozen: bool = False,
+    dropout: float = 0.0,
+) -> LatentRewardModel:
+    """A trained reward model of this backbone, ready to be trained further; options as in `LatentRewardModel.from_backbone`.
+
+    Raises:
+        UserError: Not a reward model (see `load_reward_model`), that of another backbone, or one with another head.
+    """
+    model = load_reward_model(name_or_folder, backbone.tokenizer)
+    fingerprint = backbone.fingerprint()
+    if model.backbone_fingerprint not in (None, fingerprint) or model.hidden_size != backbone.hidden_size:
+        raise UserError(
+            f"The reward model {name_or_folder} was trained for another backbone: train one that starts from this backbone."
+        )
+    if model.head_name != head:
+        raise UserError(f"The reward model {name_or_folder} has a {model.head_name} head, not {head}: choose the same.")
+    model.backbone_fingerprint, model.frozen = fingerprint, frozen
+    for part in (model.transformer, model.projector):
+        if part is not None:
+            part.requires_grad_(not frozen)
+            set_dropout(part, dropout)
+    return model
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

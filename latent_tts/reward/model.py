@@ -18,7 +18,7 @@ from latent_tts.cache import enable_shared_prefix, pad_right
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.incremental import RewardState, extend, start_state
-from latent_tts.reward.packing import packed_attention_mask, packed_position_ids
+from latent_tts.reward.packing import packed_attention, packed_position_ids
 
 if TYPE_CHECKING:
     from latent_tts.rollout import Rollouts
@@ -143,10 +143,10 @@ class LatentRewardModel(nn.Module):
             latents = latents.reshape(problems * rollouts, 1, steps, width)
         inputs = torch.cat([prompt, latents.flatten(1, 2)], dim=1)  # (rows, S, D)
         position_ids = packed_position_ids(prompt_mask, latents.shape[1], steps)
-        attention_mask = packed_attention_mask(prompt_mask, latents.shape[1], steps)
+        attention = packed_attention(prompt_mask, latents.shape[1], steps)
         with torch.no_grad() if self.frozen else nullcontext():
             hidden = self.transformer(
-                inputs_embeds=inputs, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+                inputs_embeds=inputs, position_ids=position_ids, use_cache=False, **attention
             ).last_hidden_state
         hidden = hidden[:, prompt.shape[1] :].reshape(problems * rollouts, steps, width)
         return self.read(hidden).view(problems, rollouts, steps).masked_fill(~latent_mask, 0.0)
@@ -219,9 +219,15 @@ class LatentRewardModel(nn.Module):
 
     def encode_prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids of the prompts, right-padded, and the mask of real tokens: (B, L) long and (B, L) bool."""
+        return pad_right(self._prompt_ids(questions), self.tokenizer.pad_token_id or 0, self.device)
+
+    def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
+        """Tokens of every prompt."""
+        return [len(prompt) for prompt in self._prompt_ids(questions)]
+
+    def _prompt_ids(self, questions: Sequence[str]) -> list[list[int]]:
         prompts = [self.prompt_form.replace("{question}", question) for question in questions]
-        rows = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-        return pad_right(rows, self.tokenizer.pad_token_id or 0, self.device)
+        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
 
     def _check_width(self, width: int) -> None:
         if width != self.hidden_size:

@@ -1,0 +1,79 @@
+"""From a folder or a hub id to a backbone that is trained: any causal LM, or a checkpoint of the kind to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from latent_tts.backbones.base import LatentBackbone
+from latent_tts.backbones.loading import load_backbone, load_tokenizer, published_kind, resolve_folder
+from latent_tts.errors import UserError
+
+Kind = TypeVar("Kind", bound=LatentBackbone)
+
+
+def load_for_training(
+    cls: type[Kind],
+    name_or_folder: str | Path,
+    num_latents: int | None = None,
+    prompt_form: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Kind:
+    """A causal LM as a backbone of the kind `cls`, in float32 and training mode.
+
+    A plain causal LM gets the special tokens it lacks, and fresh modules (projector, latent head) beside it. A published
+    checkpoint of the same kind keeps its own modules and their config fields: training goes on from them.
+
+    Args:
+        cls: Kind of the backbone.
+        name_or_folder: A folder, or a Hugging Face hub id.
+        num_latents: Latent thoughts; by default those of the checkpoint or, for a plain causal LM, of the kind.
+        prompt_form: Form of the prompt; by default as for `num_latents`.
+        config: Config fields of the kind's fresh modules, such as `projector_hidden_size`.
+        seed: Seed of the fresh modules' weights.
+
+    Raises:
+        UserError: There is no such model, its weights are incomplete, or it is a checkpoint of another kind.
+    """
+    folder = resolve_folder(name_or_folder)
+    found = published_kind(folder)
+    if found == cls.kind:
+        backbone = load_backbone(folder, num_latents=num_latents)
+        backbone.prompt_form = prompt_form or backbone.prompt_form
+        return cast(Kind, backbone.train())
+    if found is not None:
+        raise UserError(
+            f"{folder} holds a {found} checkpoint, from which no {cls.kind} can be trained: name a plain causal LM."
+        )
+    model = load_causal_lm(folder)
+    for field, value in (config or {}).items():
+        setattr(model.config, field, value)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = cls.from_causal_lm(model, load_tokenizer(folder), num_latents, prompt_form=prompt_form)
+    return cast(Kind, fresh.train())
+
+
+def load_causal_lm(folder: Path) -> PreTrainedModel:
+    """The causal LM of a folder, in float32.
+
+    Raises:
+        UserError: It cannot be read, or weights are missing.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"The model to start from, {str(folder)!r}, cannot be loaded: {reason}") from error
+    model, info = loaded
+    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        raise UserError(f"The weights of {str(folder)!r} are incomplete: {', '.join(lacking)}.")
+    return model

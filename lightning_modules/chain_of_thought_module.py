@@ -1,0 +1,94 @@
+"""Training of written reasoning: the baseline of the latent models, and where they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from latent_tts.backbones.cot import Cot
+from latent_tts.backbones.lora import LoRA
+from latent_tts.backbones.training import load_for_training
+from latent_tts.curriculum import ThoughtSequence
+from latent_tts.errors import UserError
+from latent_tts.latent_forward import collate, token_losses
+from latent_tts.optimization import Optimization
+from latent_tts.problems import ReasoningExample
+from lightning_modules.backbone_module import BackboneModule
+
+DEFAULT_OPTIMIZATION = Optimization()
+
+
+class ChainOfThoughtModule(BackboneModule):
+    """Trains any Hugging Face causal LM to write its steps and then its answer.
+
+    The loss is the mean cross-entropy over all tokens of steps and answers of the global batch; see BackboneModule for what it
+    is independent of. `python evaluate.py --model.written FOLDER` reports such a model beside a latent one.
+
+    Args:
+        backbone: Folder or hub id of the causal LM to start from.
+        prompt_form: What the model reads, with {question} and some text after it; by default the question and a line break.
+        step_form: One written step, with {step}.
+        answer_form: The answer, with {answer}; `###` and `The answer is:` are markers that the answer parser knows.
+        optimization: Optimizer and learning rate.
+        global_batch_size: Examples per optimizer step: micro batch x accumulated batches x processes. The number of
+            accumulated batches is derived from it.
+        lora: Adapters to train in place of all weights; null trains all weights.
+        max_answer_tokens: Tokens that a validation answer may have, its steps included.
+        seed: Seed of the draws made in training (dropout).
+    """
+
+    backbone: Cot
+
+    def __init__(
+        self,
+        backbone: str,
+        prompt_form: str | None = None,
+        step_form: str = "{step}\n",
+        answer_form: str = "### {answer}",
+        optimization: Optimization = DEFAULT_OPTIMIZATION,
+        global_batch_size: int = 128,
+        lora: LoRA | None = None,
+        max_answer_tokens: int = 128,
+        seed: int = 0,
+    ) -> None:
+        for form, field in ((step_form, "{step}"), (answer_form, "{answer}")):
+            if field not in form:
+                raise UserError(f"The form {form!r} must hold {field}.")
+        super().__init__(
+            backbone=load_for_training(Cot, backbone, prompt_form=prompt_form, seed=seed),
+            source=backbone,
+            optimization=optimization,
+            global_batch_size=global_batch_size,
+            lora=lora,
+            max_answer_tokens=max_answer_tokens,
+            seed=seed,
+        )
+        self.step_form, self.answer_form = step_form, answer_form
+
+    def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
+        """Cross-entropy of every token of steps and answers: (labels,)."""
+        return token_losses(self.backbone, collate(self.sequences(batch), self.backbone.pad_token_id, self.device))
+
+    def sequences(self, batch: Sequence[ReasoningExample]) -> list[ThoughtSequence]:
+        """Examples as tokens; steps and answer are tokenized one by one."""
+        backbone = self.backbone
+        prompts = backbone.encode_prompts([example.question for example in batch])
+        pieces = [
+            [self.step_form.replace("{step}", step) for step in example.steps]
+            + [self.answer_form.replace("{answer}", example.answer)]
+            for example in batch
+        ]
+        encoded = iter(self.encode([piece for row in pieces for piece in row]))
+        return [
+            ThoughtSequence(
+                prompt_ids=prompt,
+                num_latents=0,
+                tail_ids=[
+                    backbone.end_of_thought_id,
+                    *(token for _ in row for token in next(encoded)),
+                    backbone.eos_token_id,
+                ],
+            )
+            for prompt, row in zip(prompts, pieces, strict=True)
+        ]

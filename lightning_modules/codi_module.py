@@ -1,0 +1,118 @@
+"""Training of a CODI backbone: chain-of-thought, distilled by one model into its own latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from latent_tts.backbones.codi import Codi
+from latent_tts.backbones.lora import LoRA
+from latent_tts.backbones.training import load_for_training
+from latent_tts.distillation import DistillationForms, build_lessons, collate_lessons, distillation_losses
+from latent_tts.errors import UserError
+from latent_tts.optimization import Optimization
+from latent_tts.problems import ReasoningExample
+from lightning_modules.backbone_module import BackboneModule
+
+DEFAULT_FORMS = DistillationForms()
+DEFAULT_OPTIMIZATION = Optimization()
+
+
+class CodiModule(BackboneModule):
+    """Trains a CODI from any Hugging Face causal LM, best from one that can reason in writing, or goes on from a CODI.
+
+    The loss of an example is
+
+        student_factor x cross-entropy of its answer after latents, mean over its tokens
+        + teacher_factor x cross-entropy of its steps and answer, mean over their tokens
+        + distillation_factor x distance of the student's hidden states from the teacher's (`latent_tts.distillation`)
+
+    and every example of the global batch counts the same; see BackboneModule for what that is independent of.
+
+    Args:
+        backbone: Folder or hub id of the causal LM (or CODI) to start from.
+        num_latents: Latent thoughts before an answer.
+        prompt_form: Student's prompt, up to the start-of-thought token; by default the published one.
+        forms: Texts around question, steps and answer.
+        projector: Whether a fresh CODI gets a projector between hidden state and next latent.
+        projector_hidden_size: Inner width of a fresh projector; by default that of the model.
+        projector_dropout: Dropout of a fresh projector, in training.
+        student_factor: Weight of the student's cross-entropy.
+        teacher_factor: Weight of the teacher's cross-entropy.
+        distillation_factor: Weight of the distillation.
+        distillation_warmup: Share of all optimizer steps over which that weight rises from 0, for a start whose teacher cannot
+            reason in writing yet: until it can, its hidden states would only spoil the student's.
+        left_padding: Reproduces prompts padded on the left without position ids, where a row's positions count from where its
+            padding begins: for checkpoints that were trained that way.
+        optimization: Optimizer and learning rate.
+        global_batch_size: Examples per optimizer step: micro batch x accumulated batches x processes. The number of
+            accumulated batches is derived from it.
+        lora: Adapters to train in place of all weights (the projector is always trained); null trains all weights.
+        max_answer_tokens: Tokens a validation answer may have.
+        seed: Seed of the fresh weights and of the draws made in training (dropout).
+    """
+
+    backbone: Codi
+
+    def __init__(
+        self,
+        backbone: str,
+        num_latents: int = 6,
+        prompt_form: str | None = None,
+        forms: DistillationForms = DEFAULT_FORMS,
+        projector: bool = True,
+        projector_hidden_size: int | None = None,
+        projector_dropout: float = 0.0,
+        student_factor: float = 1.0,
+        teacher_factor: float = 1.0,
+        distillation_factor: float = 1.0,
+        distillation_warmup: float = 0.0,
+        left_padding: bool = False,
+        optimization: Optimization = DEFAULT_OPTIMIZATION,
+        global_batch_size: int = 128,
+        lora: LoRA | None = None,
+        max_answer_tokens: int = 16,
+        seed: int = 0,
+    ) -> None:
+        config = {"projector": projector, "projector_dropout": projector_dropout}
+        if projector_hidden_size is not None:
+            config["projector_hidden_size"] = projector_hidden_size
+        super().__init__(
+            backbone=load_for_training(Codi, backbone, num_latents, prompt_form, config, seed),
+            source=backbone,
+            optimization=optimization,
+            global_batch_size=global_batch_size,
+            lora=lora,
+            max_answer_tokens=max_answer_tokens,
+            seed=seed,
+        )
+        if not 0.0 <= distillation_warmup <= 1.0:
+            raise UserError(
+                f"distillation_warmup is a share of the training and must be in [0, 1], got {distillation_warmup}."
+            )
+        self.forms, self.left_padding = forms, left_padding
+        self.student_factor, self.teacher_factor = student_factor, teacher_factor
+        self.distillation_factor, self.distillation_warmup = distillation_factor, distillation_warmup
+
+    def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
+        """The loss of every example: (B,)."""
+        backbone = self.backbone
+        lessons = build_lessons(backbone, batch, self.forms)
+        parts = distillation_losses(
+            backbone,
+            collate_lessons(lessons, backbone.num_latents, backbone.pad_token_id, self.device),
+            count_padding=self.left_padding,
+        )
+        named = {"student": parts.student, "teacher": parts.teacher, "distillation": parts.distillation}
+        self.log_dict(
+            {f"train/{name}_loss": loss.detach().mean() for name, loss in named.items()}, batch_size=len(batch)
+        )
+        distilled = self.distillation_factor * self.distillation_share() * parts.distillation
+        return self.student_factor * parts.student + self.teacher_factor * parts.teacher + distilled
+
+    def distillation_share(self) -> float:
+        """The part of its full weight that the distillation has at this step."""
+        if self.distillation_warmup == 0.0:
+            return 1.0
+        return min(1.0, self.global_step / (self.distillation_warmup * self.trainer.estimated_stepping_batches))

@@ -1,0 +1,148 @@
+"""Second stage of CoLaR: reinforcement of the thoughts that lead to right answers, by GRPO on groups of latent rollouts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latent_tts.answers import answers_equal, parse_answer
+from latent_tts.backbones.colar import Colar
+from latent_tts.backbones.lora import LoRA
+from latent_tts.backbones.training import load_for_training
+from latent_tts.errors import UserError
+from latent_tts.optimization import Optimization
+from latent_tts.policy_gradient import Experience, LogProbs, action_log_probs, experience_of, grpo_terms
+from latent_tts.problems import ReasoningExample
+from latent_tts.rollout import RolloutEngine
+from latent_tts.sampling import NativeGaussian, Sampler
+from lightning_modules.backbone_module import BackboneModule
+from lightning_modules.colar_module import greedy_answers
+
+DEFAULT_OPTIMIZATION = Optimization(lr=1e-6)
+
+
+class ColarGRPOModule(BackboneModule):
+    """Trains a CoLaR on the correctness of its own answers; `latent_tts.policy_gradient` has the formulas.
+
+    For every batch of problems the rollout engine draws groups of rollouts, which are learned from `num_updates` times. A term
+    of the loss is a rollout; those of groups that are all right or all wrong are none. Dropout is off in all passes: a ratio
+    compares two policies, not two masks. Everything drawn is a function of (seed, epoch, problem, rollout).
+
+    Args:
+        backbone: Folder or hub id of the CoLaR to start from.
+        sampler: Draws the thoughts: NativeGaussian, or AdditiveGaussianNoise where the head predicts no deviation.
+        group_size: Rollouts of each problem.
+        num_updates: Optimizer steps on each batch of rollouts. More than 1 needs the whole global batch at once.
+        clip: How far the ratio of new to old probabilities counts from 1.
+        kl_weight: Weight of the divergence from the model that the training starts from; 0 keeps no copy of it.
+        max_latents: Latent thoughts after which a rollout has to answer; null takes those of the checkpoint.
+        optimization: Optimizer and learning rate.
+        global_batch_size: Problems per batch of rollouts: micro batch x accumulated batches x processes. The number of
+            accumulated batches is derived from it.
+        lora: Adapters to train in place of all weights; null trains all of them.
+        max_answer_tokens: Tokens an answer may have.
+        seed: Seed of the draws made in training.
+
+    Raises:
+        UserError: An option out of its range, or a sampler that does not fit the checkpoint.
+    """
+
+    backbone: Colar
+
+    def __init__(
+        self,
+        backbone: str,
+        sampler: Sampler | None = None,
+        group_size: int = 8,
+        num_updates: int = 1,
+        clip: float = 0.2,
+        kl_weight: float = 0.0,
+        max_latents: int | None = None,
+        optimization: Optimization = DEFAULT_OPTIMIZATION,
+        global_batch_size: int = 32,
+        lora: LoRA | None = None,
+        max_answer_tokens: int = 16,
+        seed: int = 0,
+    ) -> None:
+        if group_size < 2 or num_updates < 1 or not 0 < clip < 1 or kl_weight < 0:
+            raise UserError(
+                "GRPO needs group_size of 2 or more, num_updates of 1 or more, clip between 0 and 1 and kl_weight of 0 or more, "
+                f"got {group_size}, {num_updates}, {clip} and {kl_weight}."
+            )
+        loaded = load_for_training(Colar, backbone, max_latents)
+        self.sampler = sampler or NativeGaussian()
+        self.sampler.check(loaded)
+        super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
+        self.group_size, self.num_updates, self.clip, self.kl_weight = group_size, num_updates, clip, kl_weight
+        if loaded.lt_head.log_std is not None and not isinstance(self.sampler, NativeGaussian):
+            loaded.lt_head.log_std.requires_grad_(False)  # it has no part in these rollouts
+        self.update = 0  # which of the updates on the current batch of rollouts is running
+        self.experience: Experience | None = None
+        self.old: LogProbs | None = None
+        # A list keeps the copy out of the module's weights: it is made again from `backbone` wherever a run goes on.
+        self.reference = [deepcopy(loaded).eval()] if kl_weight else []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.num_updates > 1 and self.trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"num_updates {self.num_updates} needs the whole global batch at once, not in "
+                f"{self.trainer.accumulate_grad_batches} accumulated batches: raise data.batch_size or lower global_batch_size."
+            )
+
+    def on_fit_start(self) -> None:
+        for model in self.reference:
+            model.to(self.device)
+
+    def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
+        """Terms of the rollouts that can be learned from: (R,), empty where there is none."""
+        self.backbone.eval()
+        if self.update == 0:
+            with torch.autocast(
+                self.device.type, enabled=torch.is_autocast_enabled(self.device.type), cache_enabled=False
+            ):
+                self.collect(batch)  # a cache would keep weights that were cast without gradients
+        experience, old = self.experience, self.old
+        if experience is None or old is None:
+            # No term, but every weight takes part, as all processes of a run expect.
+            return torch.stack([p.sum() for p in self.parameters() if p.requires_grad])[:0]
+        new, reference = action_log_probs(self.backbone, self.sampler, experience), None
+        for model in self.reference:
+            with torch.no_grad():
+                reference = action_log_probs(model, self.sampler, experience)
+        return grpo_terms(new, old, experience, self.clip, reference, self.kl_weight)
+
+    @torch.no_grad()
+    def collect(self, batch: Sequence[ReasoningExample]) -> None:
+        """Draws the groups of a batch of problems, and the log-probabilities of what was drawn."""
+        questions = [example.question for example in batch]
+        golds = [parse_answer(example.answer) for example in batch]
+        seed = random.Random(f"{self.epoch_key}/rollouts").getrandbits(31)
+        rollouts = RolloutEngine(self.backbone, self.sampler, self.max_answer_tokens).rollout(
+            questions, self.group_size, seed
+        )
+        right = [[answers_equal(a, gold) for a in row] for row, gold in zip(rollouts.answers, golds, strict=True)]
+        rewards = torch.tensor(right, dtype=torch.float32)  # (B, N)
+        self.experience = experience_of(self.backbone, self.backbone.encode_prompts(questions), rollouts, rewards)
+        self.old = None
+        if self.experience is not None:
+            self.old = action_log_probs(self.backbone, self.sampler, self.experience)
+        mixed = 0 if self.experience is None else self.experience.num_rollouts
+        self.log("train/reward", rewards.mean(), prog_bar=True, batch_size=len(batch))
+        self.log("train/learned_share", mixed / rewards.numel(), batch_size=len(batch))
+        self.log("train/latents", rollouts.num_latents.float().mean(), batch_size=len(batch))
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """All updates on one batch of rollouts: each runs `losses` again, the later ones with the rollouts of the first."""
+        for update in range(self.num_updates):
+            self.update = update
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.update = 0
+
+    def generate(self, questions: Sequence[str]) -> list[str]:
+        return greedy_answers(self, questions)

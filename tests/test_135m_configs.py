@@ -1,0 +1,91 @@
+"""The recipes of the 135M base at the size of a test: from a causal LM to written reasoning, and from there to latents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from latent_tts.backbones.loading import load_backbone
+from latent_tts.cli import main_guard
+from lightning_modules.training_cli import CONFIGS
+from tests.training import write_examples, write_tiny_model
+
+MASKED = """Question,Numbers,Equation,Answer
+Dan has number0 pens and buys number1 more . How many pens does he have ?,12.0 7.0,+ number0 number1,19.0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("135m")
+    write_tiny_model(folder / "base", max_positions=256)
+    write_examples(folder / "train.jsonl", range(32))
+    rows = [{"question": f"{i} and {i}?", "steps": [f"<<{i}+{i}={2 * i}>>"], "answer": str(2 * i)} for i in range(4)]
+    (folder / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "masked.csv").write_text(MASKED)
+    return folder
+
+
+def fit(folder: Path, kind: str, backbone: Path, monkeypatch, max_epochs: int = 1) -> Path:
+    """Runs a recipe with its own mixture of sources, from small files, one optimizer step an epoch; the folder it exports."""
+    recipe = yaml.safe_load((CONFIGS / f"{kind}-135m.yaml").read_text())
+    files = {"train.jsonl": folder / "train.jsonl", "train.csv": folder / "masked.csv"}
+    mixture = recipe["data"]["init_args"]["train"]
+    small = {}
+    for source, weight in mixture.items():
+        prefix, path = "resampled:" * source.startswith("resampled:"), Path(source.removeprefix("resampled:"))
+        small[f"{prefix}{files[path.name]}"] = weight
+    assert len(small) == len(mixture) == 3
+    overlay = {
+        "trainer": {
+            "accelerator": "cpu",
+            "max_epochs": max_epochs,
+            "default_root_dir": str(folder / "run"),
+            "enable_progress_bar": False,
+            "logger": False,
+            "callbacks": [
+                {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder / kind), "filename": "last"}},
+                {
+                    "class_path": "callbacks.export.ExportBackbone",
+                    "init_args": {"folder": str(folder / f"{kind}-model")},
+                },
+            ],
+        },
+        "model": {"init_args": {"backbone": str(backbone), "max_answer_tokens": 8}},
+        "data": {
+            "init_args": {
+                "train": small,
+                "val": str(folder / "val.jsonl"),
+                "val_size": 2,
+                "exclude": [str(folder / "val.jsonl")],
+                "train_size": 16,
+            }
+        },
+    }
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    files_given = [CONFIGS / f"{kind}-135m.yaml", folder / "overlay.yaml"]
+    monkeypatch.setattr(
+        "sys.argv", ["train.py", "fit", *(part for file in files_given for part in ("--config", str(file)))]
+    )
+    assert main_guard(train.main) == 0
+    return folder / f"{kind}-model"
+
+
+def test_written_reasoning_is_trained_first_and_every_latent_kind_starts_from_it(folder, monkeypatch):
+    cot = fit(folder, "cot", folder / "base", monkeypatch)
+    assert load_backbone(cot).kind == "cot"
+    for kind, latents, epochs in (("coconut", 6, 4), ("codi", 6, 1), ("colar", 64, 1)):
+        backbone = load_backbone(fit(folder, kind, cot, monkeypatch, epochs))
+        assert (backbone.kind, backbone.num_latents) == (kind, latents)
+
+
+@pytest.mark.parametrize("kind", ["cot", "coconut", "codi", "colar"])
+def test_every_recipe_keeps_all_evaluation_sets_out(kind):
+    data = yaml.safe_load((CONFIGS / f"{kind}-135m.yaml").read_text())["data"]["init_args"]
+    names = {"/".join(Path(file).parts[-2:]) for file in data["exclude"]}
+    assert names == {"gsm8k/valid_steps.json", "gsm8k/test.jsonl", "gsm_hard/test.json", "multiarith/test.json"}
+    assert data["val"] in data["exclude"]

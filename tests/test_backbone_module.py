@@ -1,0 +1,156 @@
+"""What holds for the training of every kind: splits, resumes and processes change nothing; exported is what was trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from callbacks.export import ExportBackbone, export_checkpoint
+from latent_tts.backbones.codi import Codi
+from latent_tts.backbones.loading import load_backbone
+from latent_tts.backbones.lora import LoRA
+from latent_tts.backbones.training import load_for_training
+from latent_tts.distillation import DistillationForms
+from latent_tts.errors import UserError
+from latent_tts.rollout import RolloutEngine
+from tests.conftest import QUESTIONS
+from tests.training import (
+    MAKERS,
+    StopAfter,
+    flat_gradients,
+    flat_weights,
+    make_codi,
+    make_data,
+    make_trainer,
+    write_tiny_model,
+)
+
+KINDS = ["codi", "cot"]
+OPTIONS = [("codi", {}), ("codi", {"lora": LoRA(r=4)}), ("cot", {})]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("scratch") / "model")
+
+
+def trained(module, data: Path, batch_size: int, epochs: int = 3, **trainer_options):
+    trainer = make_trainer(max_epochs=epochs, limit_val_batches=0, **trainer_options)
+    trainer.fit(module, make_data(data, batch_size))
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_splitting_the_global_batch_changes_nothing(kind, model, tmp_path):
+    """8 at once against 4 x 2 accumulated; rows differ in length. The last step's gradients are compared, and the weights."""
+    whole = trained(MAKERS[kind](model, lr=1e-3), tmp_path, 8, epochs=1)
+    split = trained(MAKERS[kind](model, lr=1e-3), tmp_path, 2, epochs=1)
+    torch.testing.assert_close(flat_weights(split), flat_weights(whole), atol=2e-4, rtol=0)
+    assert (flat_weights(whole) - flat_weights(MAKERS[kind](model))).abs().max() > 1e-3
+    scale = float(flat_gradients(whole).abs().max())
+    torch.testing.assert_close(flat_gradients(split), flat_gradients(whole), atol=1e-2 * scale, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(kind, options, model, tmp_path):
+    """With a schedule over the whole training, and the dropout of adapters drawn from (seed, epoch, batch)."""
+    options = {"schedule": "cosine"} | options
+    torch.manual_seed(1)
+    straight = flat_weights(trained(MAKERS[kind](model, **options), tmp_path, 4))
+    keep = ModelCheckpoint(tmp_path / "kept", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    torch.manual_seed(2)
+    trained(MAKERS[kind](model, **options), tmp_path, 4, callbacks=[keep, StopAfter(2)], enable_checkpointing=True)
+    resumed = MAKERS[kind](model, **options)
+    trainer = make_trainer(max_epochs=3, limit_val_batches=0)
+    trainer.fit(resumed, make_data(tmp_path, 4), ckpt_path=tmp_path / "kept" / "last.ckpt")
+    assert torch.equal(flat_weights(resumed), straight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_train_and_validate_as_one_does(kind, model, tmp_path):
+    """Two gloo processes with 2 accumulated batches of 2 each, against one process with one batch of 8."""
+    module = trained(MAKERS[kind](model, lr=1e-3), tmp_path, 8, epochs=4)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path), kind]
+    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], timeout=300)
+    two = torch.load(tmp_path / "two.pt")
+    torch.testing.assert_close(two["weights"], flat_weights(module), atol=2e-4, rtol=0)
+    scale = float(flat_gradients(module).abs().max())
+    torch.testing.assert_close(two["gradients"], flat_gradients(module), atol=1e-2 * scale, rtol=0)
+    one = [make_trainer().validate(module, make_data(tmp_path, 2, size), verbose=False)[0] for size in (5, 2)]
+    assert two["results"] == one
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_exported_and_loaded_it_answers_as_it_did_in_training(kind, options, model, tmp_path):
+    """At the end of the fit, and once more from the checkpoint; adapters are merged."""
+    keep = ModelCheckpoint(tmp_path / "kept", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
+    callbacks = [keep, ExportBackbone(str(tmp_path / "export"))]
+    module = trained(
+        MAKERS[kind](model, **options), tmp_path, 8, epochs=2, callbacks=callbacks, enable_checkpointing=True
+    )
+    loaded = load_backbone(tmp_path / "export")
+    assert (loaded.kind, loaded.num_latents) == (kind, module.backbone.num_latents)
+    engine = RolloutEngine(loaded, max_answer_tokens=6)
+    assert [texts[0] for texts in engine.rollout(QUESTIONS, 1).texts] == module.eval().generate(QUESTIONS)
+    export_checkpoint(tmp_path / "kept" / "last.ckpt", tmp_path / "again", "float32")
+    assert load_backbone(tmp_path / "again").fingerprint() == loaded.fingerprint()
+
+
+def test_training_goes_on_from_an_exported_codi_with_its_projector(model, tmp_path):
+    trained(
+        make_codi(model, projector_hidden_size=24), tmp_path, 8, callbacks=[ExportBackbone(str(tmp_path / "export"))]
+    )
+    exported = load_backbone(tmp_path / "export")
+    again = make_codi(tmp_path / "export", num_latents=3)
+    assert (again.backbone.training, again.backbone.num_latents) == (True, 3)
+    assert again.backbone.projector[1].out_features == 24
+    assert all(torch.equal(value, exported.state_dict()[key]) for key, value in again.backbone.state_dict().items())
+    trained(again, tmp_path, 8, epochs=1)
+
+
+def test_a_seed_decides_the_fresh_projector_and_another_kind_is_refused(model, tiny_backbone, tmp_path):
+    first, again, other = (load_for_training(Codi, model, seed=seed).projector[1].weight for seed in (3, 3, 4))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    tiny_backbone("colar", "llama").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds a colar checkpoint"):
+        load_for_training(Codi, tmp_path)
+
+
+def test_projector_dropout_is_there_in_training_only(model):
+    module = make_codi(model, projector_dropout=0.5)
+    hidden = torch.randn(4, module.backbone.hidden_size)
+    torch.manual_seed(0)
+    assert not torch.equal(module.backbone.next_latent(hidden), module.backbone.next_latent(hidden))
+    module.eval()
+    assert torch.equal(module.backbone.next_latent(hidden), module.backbone.next_latent(hidden))
+
+
+def test_distillation_sets_in_over_its_warm_up(model, tmp_path):
+    """16 examples, 4 a step: 4 steps, of which half are warm-up. The weight is 0, 1/2, 1, 1 times the full one."""
+    shares = []
+
+    class Spy(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            shares.append(pl_module.distillation_share())
+
+    module = make_codi(model, distillation_warmup=0.5, global_batch_size=4)
+    trained(module, tmp_path, 4, epochs=1, callbacks=[Spy()])
+    assert shares == [0.0, 0.5, 1.0, 1.0]
+    with pytest.raises(UserError, match="distillation_warmup"):
+        make_codi(model, distillation_warmup=2.0)
+
+
+def test_a_few_epochs_teach_a_codi_its_training_data(model, tmp_path):
+    data = make_data(tmp_path, 8)
+    module = make_codi(model, forms=DistillationForms(answer="### {answer}"), max_answer_tokens=8)
+    make_trainer(max_epochs=80, limit_val_batches=0).fit(module, data)
+    seen = type(data)(data.train, data.train, batch_size=8)
+    (result,) = make_trainer().validate(module, seen, verbose=False)
+    assert result["val/accuracy"] > 0.5
