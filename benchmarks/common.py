@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -80,6 +81,11 @@ def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> floa
     """Floating-point operations per second of a square matrix product on random data: the machine's own limit."""
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: left @ right, 5, device)
+
+
+def resident_bytes() -> int:
+    """Memory this process holds now (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def start_counting(device: str = "cpu") -> int:

@@ -40,11 +40,11 @@ from benchmarks.common import (
 
 CURVES: dict[str, dict[str, list[Any]]] = {  # what is varied, and what else is set: one panel each
     "N": {"num_rollouts": [1, 4, 16, 64, 256, 1024]},
-    "problems": {"problems": [1, 2, 4, 8, 16], "num_rollouts": [16]},
-    "prompt": {"prompt_length": [20, 40, 80, 160, 320], "num_rollouts": [16]},
+    "problems": {"problems": [1, 4, 16], "num_rollouts": [16]},
+    "prompt": {"prompt_length": [20, 80, 320], "num_rollouts": [16]},
     "size": {"size": ["tiny", "small", "medium"], "num_rollouts": [16]},
 }
-VARIED = ["size", "prompt_length", "problems", "num_rollouts", "dtype"]
+COLUMNS = {"size": "size", "prompt_length": "prompt", "problems": "problems", "num_rollouts": "N", "dtype": "dtype"}
 
 
 def straightforward(
@@ -132,10 +132,19 @@ def compare(args: argparse.Namespace, setting: dict[str, Any]) -> dict[str, Any]
     return row | {f"{name} GFLOP/s": statistics.median(turns) / 1e9 for name, turns in rates.items()}
 
 
-def measure(args: argparse.Namespace, values: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    """A row for every combination of the values of the flags."""
-    settings = [dict(zip(values, some, strict=True)) for some in itertools.product(*values.values())]
-    return [compare(args, setting) for setting in settings]
+def measure(
+    args: argparse.Namespace, values: dict[str, list[Any]], done: list[dict[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """A row for every combination of the values of the flags; rows are added to those done, none of which is measured again."""
+    done = [] if done is None else done
+    rows = []
+    for some in itertools.product(*values.values()):
+        setting = dict(zip(values, some, strict=True))
+        known = [row for row in done if all(row[COLUMNS[name]] == value for name, value in setting.items())]
+        if not known:
+            done.append(compare(args, setting))
+        rows.append(known[0] if known else done[-1])
+    return rows
 
 
 def main() -> None:
@@ -163,14 +172,14 @@ def main() -> None:
         return
     if args.threads:
         torch.set_num_threads(args.threads)
-    values = {name: getattr(args, name) for name in VARIED}
+    values = {name: getattr(args, name) for name in COLUMNS}
     facts = {"clock": args.clock, "repeats": args.repeats, **machine(args.device)}
     title = f"Rollouts, {args.sampler}, {args.num_latents} latents, {args.answer_tokens} tokens"
     if not args.curves:
         show(title, measure(args, values), args.out, **facts)
         return
-    panels = {column: measure(args, values | varied) for column, varied in CURVES.items()}
-    rows = [row for panel in panels.values() for row in panel]
+    rows: list[dict[str, Any]] = []
+    panels = {column: measure(args, values | varied, rows) for column, varied in CURVES.items()}
     show(title, rows, args.out or str(Path(args.curves).with_suffix(".json")), **facts)
     plot_curves(panels, args.curves)
 
