@@ -88,7 +88,7 @@ def test_broken_folders_are_named(spoil, message, tiny_backbone, tmp_path):
 def test_a_checkpoint_of_another_kind_is_refused(reference, tmp_path):
     with pytest.raises(UserError, match="holds a coconut checkpoint, not codi"):
         load_backbone(reference / "coconut", kind="codi")
-    with pytest.raises(UserError, match="kind must be one of coconut, codi, colar, got 'token'"):
+    with pytest.raises(UserError, match="kind must be one of coconut, codi, colar, cot, got 'token'"):
         load_backbone(reference / "coconut", kind="token")
     shutil.copytree(reference / "coconut", tmp_path / "plain")
     for file in (tmp_path / "plain").glob("tokenizer*.json"):
