@@ -94,7 +94,8 @@ class BackboneModule(LightningModule):
         with self.seeded_draws(batch_idx):
             losses = self.losses(batch)
         self.num_terms += losses.numel()
-        self.log("train/loss", losses.detach().mean(), prog_bar=True, batch_size=losses.numel())
+        if losses.numel():  # the rollouts of a batch may teach nothing
+            self.log("train/loss", losses.detach().mean(), prog_bar=True, batch_size=losses.numel())
         return losses.sum()  # divided by the terms of the global batch in on_before_optimizer_step
 
     @property
