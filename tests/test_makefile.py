@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,8 +15,10 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = ["make", "--dry-run", "demo", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command = ["make", "--no-print-directory", "--dry-run", "demo", *arguments]
+    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "BACKBONE")  # of the make that runs the suite
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
