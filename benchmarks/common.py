@@ -108,6 +108,8 @@ def peak_bytes(device: str = "cpu") -> int:
 class Worker:
     """One implementation in a process of its own, so that peaks of memory don't mix, which does one call when it is told.
 
+    It is ready, warmed up, when the constructor returns: a call never runs beside another worker's warm-up.
+
     Args:
         module: Its ``main`` takes ``--job JSON`` and hands the work to ``serve``.
         job: What to do.
@@ -116,11 +118,16 @@ class Worker:
     def __init__(self, module: str, job: dict[str, Any]) -> None:
         command = [sys.executable, "-m", module, "--job", json.dumps(job)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
 
     def call(self) -> dict[str, Any]:
-        """What the worker measured of one call; the first one waits for its warm-up."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        """What the worker measured of one call."""
+        assert self.process.stdin is not None
         print(file=self.process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{' '.join(map(str, self.process.args))} failed")  # type: ignore[arg-type]
@@ -151,6 +158,7 @@ def serve(run: Callable[[], Any], clock: str, device: str = "cpu", warm_up: bool
     before = start_counting(device)
     if warm_up:
         run()
+    print("{}", flush=True)  # ready
     for _ in sys.stdin:
         synchronize(device)
         start = CLOCKS[clock]()
@@ -166,6 +174,7 @@ def serve_gemm(rows: int, width: int, dtype: torch.dtype, clock: str, device: st
     Each is the best of several, the machine's limit at that moment, in operations per second.
     """
     shapes = {"square": (2048, 2048, 2048), "feed-forward": (rows, width, 4 * width)}
+    print("{}", flush=True)  # ready
     for _ in sys.stdin:
         print(json.dumps({name: _gemm(shape, dtype, clock, device) for name, shape in shapes.items()}), flush=True)
 
