@@ -13,9 +13,9 @@ from latent_tts.errors import UserError
 from lightning_modules.cli import CommandLine
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "train"
-DESCRIPTION = """Trains a latent reasoning model (CoconutModule, CodiModule, ColarModule, ColarGRPOModule), the written reasoning that it
-is compared with (ChainOfThoughtModule), or its reward model (LatentRMModule). Settings are layered, later ones win:
-configs/train/defaults.yaml; each --config in turn; flags."""
+DESCRIPTION = """Trains a latent reasoning model (CoconutModule, CodiModule, ColarModule, ColarGRPOModule), the written
+reasoning that it is compared with (ChainOfThoughtModule), or its reward model (LatentRMModule). Settings are layered, later
+ones win: configs/train/defaults.yaml; each --config in turn; flags."""
 
 
 class TrainingCLI(CommandLine):
