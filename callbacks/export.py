@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,9 +26,8 @@ from latent_tts.errors import UserError
 StorageType = Literal["float32", "bfloat16"]
 
 
-class ExportBackbone(Callback):
-    """At the end of a fit, writes the best checkpoint's backbone (the last one where none was monitored) as a folder
-    that `load_backbone` reads; LoRA adapters are merged.
+class ExportBest(Callback, ABC):
+    """At the end of a fit, hands the best checkpoint's weights (the last ones where none was monitored) to `write`.
 
     Args:
         folder: Where to write.
@@ -42,11 +42,23 @@ class ExportBackbone(Callback):
         if not trainer.is_global_zero:
             return
         best = best_checkpoint(trainer)
-        backbone = cast(LatentBackbone, pl_module.backbone)
-        if best is not None:
-            load_backbone_weights(backbone, torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-        merged(backbone).save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
+        weights = None if best is None else torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
+        self.write(pl_module, weights)
         rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
+
+    @abstractmethod
+    def write(self, module: LightningModule, weights: dict[str, Any] | None) -> None:
+        """Writes what the module trained, with these weights of its checkpoint, or as it is."""
+
+
+class ExportBackbone(ExportBest):
+    """Writes the trained backbone as a folder that `load_backbone` reads; LoRA adapters are merged."""
+
+    def write(self, module: LightningModule, weights: dict[str, Any] | None) -> None:
+        backbone = cast(LatentBackbone, module.backbone)
+        if weights is not None:
+            load_backbone_weights(backbone, weights)
+        merged(backbone).save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
 
 
 def best_checkpoint(trainer: Trainer) -> str | None:

@@ -8,42 +8,25 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch import LightningModule
 
-from callbacks.export import StorageType, best_checkpoint
+from callbacks.export import ExportBest, StorageType
 from latent_tts.cli import main_guard
 from latent_tts.errors import UserError
 from lightning_modules.latent_rm_module import LatentRMModule
 
 
-class ExportRewardModel(Callback):
-    """At the end of a fit, writes the best checkpoint's reward model (the last weights where none was monitored) as a folder
-    that `load_reward_model` reads.
+class ExportRewardModel(ExportBest):
+    """Writes the trained reward model as a folder that `load_reward_model` reads."""
 
-    Args:
-        folder: Where to write.
-        dtype: Type the weights are stored in.
-    """
-
-    def __init__(self, folder: str, dtype: StorageType = "float32") -> None:
-        self.folder = Path(folder)
-        self.dtype: StorageType = dtype
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        assert isinstance(pl_module, LatentRMModule)
-        best = best_checkpoint(trainer)
-        if best is not None:
-            pl_module.load_state_dict(
-                torch.load(best, map_location="cpu", weights_only=True)["state_dict"], strict=True
-            )
-        pl_module.reward_model.save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
-        rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
+    def write(self, module: LightningModule, weights: dict[str, Any] | None) -> None:
+        assert isinstance(module, LatentRMModule)
+        if weights is not None:
+            module.load_state_dict(weights, strict=True)
+        module.reward_model.save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
 
 
 def export_reward_model(checkpoint: str | Path, folder: str | Path, dtype: StorageType = "float32") -> None:
