@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,8 +26,7 @@ SIZES = {  # layers, width, heads, vocabulary
 
 def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: int = 6, device: str = "cpu") -> Any:
     """A GPT-2 COCONUT with random weights; its tokenizer knows only single bytes, which no benchmark depends on."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     from latent_tts.backbones import Coconut
 
@@ -38,13 +36,21 @@ def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: i
         vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0
     )
     model = GPT2LMHeadModel(config).to(dtype=dtype, device=device).eval()
+    return Coconut(model, byte_tokenizer(Coconut.special_tokens), num_latents=num_latents)
+
+
+def byte_tokenizer(special_tokens: Sequence[str]) -> Any:
+    """A tokenizer of single bytes and these tokens; the end of text is token 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: i + 1 for i, char in enumerate(alphabet)} | {"<|endoftext|>": 0}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    fast.add_tokens(list(Coconut.special_tokens))
-    return Coconut(model, fast, num_latents=num_latents)
+    fast.add_tokens(list(special_tokens))
+    return fast
 
 
 def block_flops(size: str) -> int:
@@ -81,11 +87,6 @@ def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> floa
     """Floating-point operations per second of a square matrix product on random data: the machine's own limit."""
     left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: left @ right, 5, device)
-
-
-def resident_bytes() -> int:
-    """Memory this process holds now (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def start_counting(device: str = "cpu") -> int:

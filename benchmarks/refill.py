@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine, show
+from benchmarks.common import byte_tokenizer, machine, show
 from datamodules.gsm_symbolic import GSMSymbolic
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.colar import Colar
@@ -46,15 +46,10 @@ class Clock:
 
 def random_colar(args: argparse.Namespace) -> Colar:
     """A random Llama as CoLaR that stops and ends at random, by a hash of its own hidden states."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: i + 1 for i, char in enumerate(alphabet)} | {"<|endoftext|>": 0}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    fast.add_tokens(list(Colar.special_tokens))
+    fast = byte_tokenizer(Colar.special_tokens)
     config = LlamaConfig(
         vocab_size=len(fast), hidden_size=args.width, intermediate_size=4 * args.width, num_hidden_layers=args.layers,
         num_attention_heads=args.width // 64, num_key_value_heads=args.width // 64, bos_token_id=0, eos_token_id=0,

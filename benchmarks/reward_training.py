@@ -17,7 +17,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from itertools import product
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import (
+    CLOCKS,
     SIZES,
     block_flops,
     gemm_rate,
@@ -38,7 +38,6 @@ from benchmarks.common import (
 from latent_tts.losses import contrastive_loss
 from latent_tts.reward import LatentRewardModel
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Job = dict[str, Any]  # the options, with one size, prompt length and N
 
 

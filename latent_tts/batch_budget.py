@@ -20,6 +20,7 @@ import torch
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.problems import Problem
 from latent_tts.rollout import RolloutEngine, Rollouts
+from latent_tts.vocabulary import ROWS_AT_A_TIME
 
 R = TypeVar("R")
 
@@ -27,7 +28,6 @@ _USABLE = {"cuda": 0.8, "cpu": 0.5}  # share of the free memory; other programs 
 _MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is as fast with fewer, and a killed run loses less
 _CHARACTERS_PER_TOKEN = 2.0  # of a question, guessed low: GPT-2's tokenizer takes four and more
 _TEMPLATE_TOKENS = 32  # of the prompt around the question
-_LOGIT_ROWS = 256  # rows the engine projects to the vocabulary at a time
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BatchBudget:
         backbone = engine.backbone
         device, num_positions = backbone.device.type, backbone.num_latents + 1 + engine.max_answer_tokens
         per_rollout = rollout_bytes(backbone, num_positions)
-        fixed = _LOGIT_ROWS * backbone.model.config.vocab_size * 8 + reserved_rows * per_rollout
+        fixed = ROWS_AT_A_TIME * backbone.model.config.vocab_size * 8 + reserved_rows * per_rollout
         usable = int(free * _USABLE.get(device, 0.5))
         return cls(
             free=max(0, usable - fixed),

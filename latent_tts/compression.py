@@ -61,9 +61,9 @@ def compress(
         prompt_form: Template of the prompt with the fields ``{question}`` and ``{speed}``.
         key: Decides the drawn tokens, together with each example's question.
     """
-    prompts = encode(backbone, [at_speed(prompt_form, factor).replace("{question}", e.question) for e in examples])
+    prompts = backbone.encode([at_speed(prompt_form, factor).replace("{question}", e.question) for e in examples])
     pieces = iter(
-        encode(backbone, [text for e in examples for text in (*(s + "\n" for s in e.steps), "Answer:" + e.answer)])
+        backbone.encode([text for e in examples for text in (*(s + "\n" for s in e.steps), "Answer:" + e.answer)])
     )
     compressed = []
     for example, prompt_ids in zip(examples, prompts, strict=True):
@@ -78,11 +78,6 @@ def compress(
 def at_speed(prompt_form: str, factor: int) -> str:
     """The prompt form of one thinking speed."""
     return prompt_form.replace("{speed}", str(factor))
-
-
-def encode(backbone: LatentBackbone, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts, without tokens added by the tokenizer."""
-    return backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 # One teacher-forced pass ----------------------------------------------------------------------------------------------

@@ -103,19 +103,32 @@ def build_sequences(
     end_of_thought_id: int,
     eos_token_id: int,
 ) -> list[ThoughtSequence]:
-    """Lay out one example per row at its stage. Steps and answer are tokenized one by one, as in the published code, so
-    that the tokens of an answer do not depend on what stands before it."""
+    """Lay out one example per row at its stage."""
     prompts = encode_prompts([example.question for example in examples])
     pieces = [
         [step + "\n" for step in curriculum.steps_left(example.steps, stage)] + ["### " + example.answer]
         for example, stage in zip(examples, stages, strict=True)
     ]
+    num_latents = [curriculum.num_latents(stage) for stage in stages]
+    return lay_out(prompts, num_latents, pieces, encode, end_of_thought_id, eos_token_id)
+
+
+def lay_out(
+    prompts: Sequence[list[int]],
+    num_latents: Sequence[int],
+    pieces: Sequence[Sequence[str]],
+    encode: EncodeBatch,
+    end_of_thought_id: int,
+    eos_token_id: int,
+) -> list[ThoughtSequence]:
+    """Rows of prompt tokens, latents, and the pieces of text written after them. Pieces (steps, answer) are tokenized one
+    by one, as in the published code, so that the tokens of an answer do not depend on what stands before it."""
     encoded = iter(encode([piece for row in pieces for piece in row]))
     return [
         ThoughtSequence(
             prompt_ids=prompt,
-            num_latents=curriculum.num_latents(stage),
+            num_latents=count,
             tail_ids=[end_of_thought_id, *(token for _ in row for token in next(encoded)), eos_token_id],
         )
-        for prompt, stage, row in zip(prompts, stages, pieces, strict=True)
+        for prompt, count, row in zip(prompts, num_latents, pieces, strict=True)
     ]

@@ -67,8 +67,8 @@ def build_lessons(
     """Lays out a batch of examples. Prompts, steps and answers are tokenized one by one, so that the tokens of an answer do
     not depend on what stands before it."""
     student_prompts = backbone.encode_prompts([example.question for example in examples])
-    teacher_prompts = _encode(backbone, [forms.teacher_prompt.replace("{question}", e.question) for e in examples])
-    steps = iter(_encode(backbone, [forms.step.replace("{step}", step) for e in examples for step in e.steps]))
+    teacher_prompts = backbone.encode([forms.teacher_prompt.replace("{question}", e.question) for e in examples])
+    steps = iter(backbone.encode([forms.step.replace("{step}", step) for e in examples for step in e.steps]))
     lessons = []
     for example, student, teacher in zip(examples, student_prompts, teacher_prompts, strict=True):
         answer, number_length = _encode_answer(backbone, forms.answer, example.answer)
@@ -77,10 +77,6 @@ def build_lessons(
             Lesson(student, [backbone.end_of_thought_id, *answer], teacher, [*written, *answer], number_length)
         )
     return lessons
-
-
-def _encode(backbone: LatentBackbone, texts: list[str]) -> list[list[int]]:
-    return backbone.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
 def _encode_answer(backbone: LatentBackbone, form: str, answer: str) -> tuple[list[int], int]:

@@ -220,9 +220,7 @@ class RolloutEngine:
         """
         if num_children is not None and (self.sampler.random_pass or state.cache is None):
             state, num_children = state.fork(num_children, first_child), None
-        if state.cache is None:
-            state = self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
-        state = self._advance(state)
+        state = self._advance(self._encoded(state))
         if num_children is not None:
             state = state.fork(num_children, first_child)
         return self._think(state)
@@ -234,12 +232,15 @@ class RolloutEngine:
 
     def _fork(self, state: ThoughtState, num_children: int, first_child: int) -> ThoughtState:
         """Rows of encoded prompts that answer without a thought."""
-        state = state.fork(num_children, first_child)
+        return self._encoded(state.fork(num_children, first_child))
+
+    # Passes through the model ---------------------------------------------------------------------------------------
+
+    def _encoded(self, state: ThoughtState) -> ThoughtState:
+        """The state with its prompts encoded: row by row, where that has waited for the rows to be forked."""
         if state.cache is not None:
             return state
         return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
-
-    # Passes through the model ---------------------------------------------------------------------------------------
 
     def _encode(self, state: ThoughtState, prompts: list[list[int]]) -> ThoughtState:
         """The prompt pass, one row per prompt given; prompts are padded on the right."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from latent_tts.layers import has_bfloat16_units
 
-_ROWS = 256  # rows scored at a time, which bounds the memory of the scores
+ROWS_AT_A_TIME = 256  # rows scored at a time, which bounds the memory of the scores
 _BLOCK = 64  # tokens whose maximum is taken first
 _MIN_WEIGHTS = 1 << 22  # in a smaller matrix the plain way is as fast
 _MAX_CANDIDATES = 128  # of a row; one with more is scored the plain way
@@ -64,7 +64,7 @@ class Vocabulary:
             output: The model's output layer.
             scores: The plain way, (R', D) to (R', V).
         """
-        return torch.cat([self._choose(rows, output, scores) for rows in hidden.split(_ROWS)])
+        return torch.cat([self._choose(rows, output, scores) for rows in hidden.split(ROWS_AT_A_TIME)])
 
     def _choose(self, hidden: Tensor, output: nn.Module, scores: Callable[[Tensor], Tensor]) -> Tensor:
         if not _is_fast(hidden, output):

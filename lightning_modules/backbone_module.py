@@ -76,10 +76,6 @@ class BackboneModule(LightningModule):
         engine = RolloutEngine(self.backbone, max_answer_tokens=self.max_answer_tokens)
         return [texts[0] for texts in engine.rollout(questions, num_rollouts=1).texts]
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts, without tokens added by the tokenizer."""
-        return self.backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]
-
     # Training ---------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from latent_tts.backbones.cot import Cot
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.curriculum import ThoughtSequence
+from latent_tts.curriculum import ThoughtSequence, lay_out
 from latent_tts.errors import UserError
 from latent_tts.latent_forward import collate, token_losses
 from latent_tts.optimization import Optimization
@@ -79,16 +79,6 @@ class ChainOfThoughtModule(BackboneModule):
             + [self.answer_form.replace("{answer}", example.answer)]
             for example in batch
         ]
-        encoded = iter(self.encode([piece for row in pieces for piece in row]))
-        return [
-            ThoughtSequence(
-                prompt_ids=prompt,
-                num_latents=0,
-                tail_ids=[
-                    backbone.end_of_thought_id,
-                    *(token for _ in row for token in next(encoded)),
-                    backbone.eos_token_id,
-                ],
-            )
-            for prompt, row in zip(prompts, pieces, strict=True)
-        ]
+        return lay_out(
+            prompts, [0] * len(batch), pieces, backbone.encode, backbone.end_of_thought_id, backbone.eos_token_id
+        )

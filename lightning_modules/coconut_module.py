@@ -122,7 +122,7 @@ class CoconutModule(BackboneModule):
             stages=stages,
             curriculum=self.curriculum,
             encode_prompts=backbone.encode_prompts,
-            encode=self.encode,
+            encode=backbone.encode,
             end_of_thought_id=backbone.end_of_thought_id,
             eos_token_id=backbone.eos_token_id,
         )

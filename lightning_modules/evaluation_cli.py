@@ -84,12 +84,8 @@ class EvaluationCLI(CommandLine):
         )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
-        callbacks = [
-            EndOnTermination(),
-            writer,
-            *bar,
-            ScalingReport(self.output, self.description()),
-        ]  # in the order of their work
+        report = ScalingReport(self.output, self.description())
+        callbacks = [EndOnTermination(), writer, *bar, report]  # in the order of their work
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
 
     def run(self) -> None:

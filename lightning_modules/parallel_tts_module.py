@@ -143,14 +143,17 @@ class ParallelTTSModule(LightningModule):
     def _written_settings(self) -> Settings:
         if self.written is None:
             return {}
-        fingerprint = self.written.fingerprint()[:16]
-        return {"written": {"fingerprint": fingerprint, "max_written_tokens": self.max_written_tokens}}
+        return {"written": {"fingerprint": self._fingerprints[2], "max_written_tokens": self.max_written_tokens}}
 
     @cached_property
-    def _fingerprints(self) -> tuple[str, str | None]:
-        """Of the backbone and of the reward model, taken once: hashing a large model takes seconds."""
-        scorer = self.reward_model
-        return self.backbone.fingerprint()[:16], None if scorer is None else fingerprint(scorer.state_dict())[:16]
+    def _fingerprints(self) -> tuple[str, str | None, str | None]:
+        """Of backbone, reward model and written reasoning, taken once: hashing a large model takes seconds."""
+        scorer, written = self.reward_model, self.written
+        return (
+            self.backbone.fingerprint()[:16],
+            None if scorer is None else fingerprint(scorer.state_dict())[:16],
+            None if written is None else written.fingerprint()[:16],
+        )
 
     def problems_per_batch(self) -> Callable[[Problem], int]:
         """How many problems fit in memory at once, told from the longest of them."""

@@ -159,9 +159,11 @@ class LatentBackbone(nn.Module, ABC):
 
     def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts, without padding and without tokens added by the tokenizer."""
-        if not questions:
-            return []
-        return self.tokenizer([self.prompt(question) for question in questions], add_special_tokens=False)["input_ids"]
+        return self.encode([self.prompt(question) for question in questions])
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, without padding and without tokens added by the tokenizer."""
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids: (...,) to (..., D)."""
@@ -186,6 +188,18 @@ class LatentBackbone(nn.Module, ABC):
         Returns:
             (B, L, D).
         """
+        return self._run(inputs_embeds, attention_mask, position_ids, past_key_values, **kwargs).last_hidden_state
+
+    def hidden_layers(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
+    ) -> tuple[Tensor, ...]:
+        """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
+        out = self._run(inputs_embeds, attention_mask, position_ids, past_key_values, output_hidden_states=True)
+        return out.hidden_states[1:]
+
+    def _run(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any, **kwargs: Any
+    ) -> Any:
         return self.model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -193,20 +207,7 @@ class LatentBackbone(nn.Module, ABC):
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             **kwargs,
-        ).last_hidden_state
-
-    def hidden_layers(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
-    ) -> tuple[Tensor, ...]:
-        """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
-        return self.model.base_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-            output_hidden_states=True,
-        ).hidden_states[1:]
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores: (..., D) to (..., V)."""

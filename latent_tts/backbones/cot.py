@@ -29,7 +29,7 @@ class Cot(LatentBackbone):
     @property
     def _opening(self) -> list[int]:
         """Tokens of the prompt form after the question."""
-        ids = self.tokenizer(self.prompt_form.partition("{question}")[2], add_special_tokens=False)["input_ids"]
+        (ids,) = self.encode([self.prompt_form.partition("{question}")[2]])
         if not ids:
             raise UserError(
                 f"The prompt form {self.prompt_form!r} of written reasoning must hold {{question}} and some text (a line break "
@@ -39,11 +39,8 @@ class Cot(LatentBackbone):
 
     def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts but for their last token."""
-        if not questions:
-            return []
         before, opening = self.prompt_form.partition("{question}")[0], self._opening[:-1]
-        encoded = self.tokenizer([before + question for question in questions], add_special_tokens=False)["input_ids"]
-        return [[*ids, *opening] for ids in encoded]
+        return [[*ids, *opening] for ids in self.encode([before + question for question in questions])]
 
     def next_latent(self, hidden: Tensor) -> Tensor:
         raise UserError("A cot backbone reasons in writing and has no latent thoughts: leave num_latents out.")
