@@ -21,6 +21,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from latent_tts.layers import attention_by_products, products_train_faster
+
 ATTENTION = "shared_prefix"
 _FIRST_SLOTS = 16
 
@@ -44,7 +46,8 @@ def attention_with_shared_prefix(
     if packed is not None:  # the training of reward models: see latent_tts/reward/packing.py
         return packed(module, query, key, value, **kwargs)
     if shared_prefix is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        plain = attention_by_products if products_train_faster(query) else sdpa_attention_forward
+        return plain(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
 

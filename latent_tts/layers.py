@@ -1,17 +1,19 @@
 """Layers of a Hugging Face model in the form that the CPU's matrix units like: the same formulas, other memory layouts.
 
-What is measured to pay, and nothing else; training and accelerators get the layers as they were:
+What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the first and the last:
 
     tanh GELU            one kernel in place of seven element-wise operations
     bfloat16, few rows   y = (W x^T)^T with W as rows of outputs, so that the big matrix is read as it lies; asked the other
                          way round, the library repacks all of it in every call
     float32, GPT-2       weight rows that start a multiple of 4 KiB apart fall into the same cache sets: they are spread
+    bfloat16, training   attention as two batched products: the fused kernel's backward pass takes three times as long
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +75,49 @@ class FastConv1D(Conv1D):
     def _lay_out(self, arrange: Callable[[Tensor], Tensor]) -> None:
         with torch.inference_mode(False):  # or these weights could never be trained again
             self.weight.data = arrange(self.weight.data)
+
+
+def products_train_faster(query: Tensor) -> bool:
+    """Whether `attention_by_products` is the faster one: on the CPU, in bfloat16, with gradients."""
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype) == torch.bfloat16
+
+
+def attention_by_products(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as written in the books, in transformers' interface: query (B, H, Q, hd), key and value (B, H', K, hd).
+
+    Args:
+        attention_mask: (B | 1, 1, Q, K), true where a query may look; None lets the i-th last query see all but the i last keys.
+
+    Returns:
+        (B, Q, H, hd).
+    """
+    batch, heads, length, width = query.shape
+    kv_heads, keys = key.shape[1:3]
+    # Query heads that share a key head (grouped-query attention) become further query positions of that head.
+    shape = (batch, kv_heads, heads // kv_heads, length)
+    if attention_mask is None:
+        attention_mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)[None, None]
+    hidden = ~attention_mask.unsqueeze(2)  # (B | 1, 1, 1, Q, K)
+    scores = query.reshape(batch, kv_heads, -1, width) @ key.transpose(-1, -2)
+    scores = (
+        (scores.float() * (scaling or width**-0.5))
+        .view(*shape, keys)
+        .masked_fill(hidden, torch.finfo(torch.float32).min)
+    )
+    weights = nn.functional.dropout(scores.softmax(dim=-1), dropout, training=module.training).to(value.dtype)
+    out = weights.view(batch, kv_heads, -1, keys) @ value  # (B, H', H / H' * Q, hd)
+    return out.view(batch, heads, length, width).transpose(1, 2), None
 
 
 def _transpose(x: Tensor, weight: Tensor) -> bool:

@@ -119,7 +119,9 @@ class BackboneModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         options = self.optimization
-        optimizer = AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, betas=options.betas)
+        optimizer = AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, betas=options.betas, fused=True)
+        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.lr_factor), "interval": "step"},

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from latent_tts import layers
-from latent_tts.layers import FastConv1D, FastLinear
+from latent_tts.layers import FastConv1D, FastLinear, attention_by_products, products_train_faster
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +58,51 @@ def test_weights_in_training_keep_their_layout_and_laid_out_ones_can_be_trained(
     fast.requires_grad_(True)
     fast(x).sum().backward()
     torch.testing.assert_close(fast.weight.grad, x.sum(dim=0).unsqueeze(1).expand(-1, 1024), rtol=1e-2, atol=1e-2)
+
+
+def attention_by_loop(query, key, value, mask, scaling):
+    """One query position after the other: softmax over the keys it may see, mean of their values."""
+    batch, heads, length, _ = query.shape
+    shared = heads // key.shape[1]
+    out = query.new_zeros(batch, length, heads, value.shape[-1])
+    for b in range(batch):
+        for h in range(heads):
+            for q in range(length):
+                seen = [k for k in range(key.shape[2]) if bool(mask[b % len(mask), 0, q, k])]
+                scores = torch.stack([scaling * (query[b, h, q] @ key[b, h // shared, k]) for k in seen])
+                out[b, q, h] = scores.softmax(0) @ value[b, h // shared, seen]
+    return out
+
+
+@pytest.mark.parametrize("heads", [2, 4])  # of queries; keys have two
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_by_products_equals_a_loop_over_positions_and_its_gradients(heads, masked):
+    generator = torch.Generator().manual_seed(4)
+    length, keys = 3, 5
+    query, key, value = (
+        torch.randn(2, h, n, 4, generator=generator, requires_grad=True)
+        for h, n in ((heads, length), (2, keys), (2, keys))
+    )
+    mask = torch.ones(2, 1, length, keys, dtype=torch.bool).tril(keys - length)
+    mask[1, :, :, 0] = not masked  # a row whose first key is padding
+    expected = attention_by_loop(query, key, value, mask, 0.7)
+    found, _ = attention_by_products(nn.Module(), query, key, value, mask if masked else None, scaling=0.7)
+    torch.testing.assert_close(found, expected)
+    seed = torch.randn(expected.shape, generator=generator)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (query, key, value), seed),
+        torch.autograd.grad(expected, (query, key, value), seed),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_attention_goes_by_products_only_where_bfloat16_is_trained_on_the_cpu():
+    query = torch.zeros(1, 1, 1, 4)
+    assert products_train_faster(query.bfloat16())
+    assert not products_train_faster(query)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert products_train_faster(query)
+        with torch.no_grad():
+            assert not products_train_faster(query)
+    assert not products_train_faster(query.bfloat16().to("meta"))
