@@ -11,7 +11,7 @@ This is the only file that touches a transformers ``Cache``. Not supported: slid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -281,12 +281,3 @@ class SharedPrefixCache(Cache):
 
     def _as_groups(self, states: Tensor) -> Tensor:
         return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)
-
-
-def pad_right(rows: Iterable[list[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Token ids of unequal length as a rectangle: ids (P, L) and mask (P, L) bool."""
-    rows = list(rows)
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(width, device=device) < lengths.unsqueeze(-1)

@@ -22,7 +22,8 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.errors import UserError
-from latent_tts.latent_forward import Thought, pad_right
+from latent_tts.latent_forward import Thought
+from latent_tts.padding import pad_right
 from latent_tts.problems import ReasoningExample
 
 
@@ -93,7 +94,7 @@ class Written:
     """Padded rows of written tokens."""
 
     ids: Tensor  # (B, L)
-    mask: Tensor  # (B, L), 1 at real tokens
+    mask: Tensor  # (B, L) bool, true at real tokens
     labels: Tensor  # (B, L) bool, true at tokens that are predicted, each from the column before it
     read: Tensor  # (B,), the column that predicts the first token of the answer's number
 
@@ -103,7 +104,7 @@ class Written:
 
 @dataclass(frozen=True)
 class DistillationBatch:
-    """Padded lessons; masks are 1 at real tokens."""
+    """Padded lessons; masks are bool, true at real tokens."""
 
     question_ids: Tensor  # (B, Q), what both prompts begin with
     question_mask: Tensor  # (B, Q)
@@ -150,7 +151,7 @@ def _written(
 ) -> Written:
     """Rows whose first `num_given` tokens are no labels."""
     ids, mask = pad_right(rows, pad_token_id)
-    labels = mask.bool() & (torch.arange(ids.shape[1]) >= torch.tensor(num_given).unsqueeze(-1))
+    labels = mask & (torch.arange(ids.shape[1]) >= torch.tensor(num_given).unsqueeze(-1))
     read = mask.sum(dim=1) - torch.tensor(number_lengths) - 1
     return Written(ids, mask, labels, read)
 

@@ -26,11 +26,12 @@ from transformers import DynamicCache
 
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.curriculum import ThoughtSequence
+from latent_tts.padding import pad_right
 
 
 @dataclass(frozen=True)
 class ThoughtBatch:
-    """Padded rows of `ThoughtSequence`; masks are 1 where there is a real token or latent."""
+    """Padded rows of `ThoughtSequence`; masks are bool, true where there is a real token or latent."""
 
     prompt_ids: Tensor  # (B, P)
     prompt_mask: Tensor  # (B, P)
@@ -50,14 +51,6 @@ def collate(
     tail_ids, tail_mask = pad_right([s.tail_ids for s in sequences], pad_token_id)
     _, latent_mask = pad_right([[0] * s.num_latents for s in sequences], 0)
     return ThoughtBatch(*(t.to(device) for t in (prompt_ids, prompt_mask, latent_mask, tail_ids, tail_mask)))
-
-
-def pad_right(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Rows of ids -> (ids, mask), both (B, longest row)."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], dtype=torch.long)
-    return ids, mask
 
 
 class Thought:
@@ -116,7 +109,7 @@ def token_losses(backbone: LatentBackbone, batch: ThoughtBatch) -> Tensor:
     thought = Thought(backbone)
     thought.think(batch.prompt_ids, batch.prompt_mask, batch.latent_mask)
     hidden = thought.feed(backbone.embed(batch.tail_ids), batch.tail_mask)  # (B, S, D)
-    labelled = batch.tail_mask[:, 1:].bool()
+    labelled = batch.tail_mask[:, 1:]
     logits = backbone.logits(hidden[:, :-1][labelled])  # (labels, V)
     return cross_entropy(logits.float(), batch.tail_ids[:, 1:][labelled], reduction="none")
 
@@ -137,7 +130,7 @@ def greedy_texts(
     going = torch.ones_like(token, dtype=torch.bool)
     written: list[Tensor] = []
     while len(written) < max_new_tokens and going.any():
-        hidden = thought.feed(backbone.embed(token).unsqueeze(1), going.long().unsqueeze(1))
+        hidden = thought.feed(backbone.embed(token).unsqueeze(1), going.unsqueeze(1))
         token = backbone.logits(hidden[:, 0]).argmax(dim=-1)
         token = torch.where(going, token, backbone.pad_token_id)
         going = going & (token != backbone.eos_token_id)

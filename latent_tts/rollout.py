@@ -24,8 +24,9 @@ from transformers.cache_utils import DynamicCache
 
 from latent_tts.answers import parse_answer
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.cache import SharedPrefixCache, pad_right
+from latent_tts.cache import SharedPrefixCache
 from latent_tts.errors import UserError
+from latent_tts.padding import pad_right
 from latent_tts.problems import problem_id_from_question
 from latent_tts.sampling import Deterministic, Sampler
 from latent_tts.seeding import problem_keys

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
-from latent_tts.cache import enable_shared_prefix, pad_right
+from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
+from latent_tts.padding import pad_right
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.incremental import RewardState, extend, start_state
 from latent_tts.reward.packing import packed_attention, packed_position_ids
