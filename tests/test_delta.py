@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latent_tts.backbones.codi import Codi
-from latent_tts.backbones.delta import compress, decompress, lost_share, restore, store
+from latent_tts.backbones.delta import compress, decompress, lost_share, main, restore, store
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.training import load_for_training
 from latent_tts.cli import main_guard
@@ -63,9 +63,14 @@ def codi(tmp_path) -> Codi:
     return backbone
 
 
-def test_stored_backbone_comes_back_with_its_answers(codi, tmp_path, questions):
-    store(tmp_path / "trained", str(tmp_path / "base"), tmp_path / "delta")
-    restore(tmp_path / "delta", str(tmp_path / "base"), tmp_path / "restored", dtype="float32")
+def test_stored_backbone_comes_back_with_its_answers(codi, tmp_path, questions, monkeypatch):
+    for words in (
+        ["store", "trained", "--out", "delta"],
+        ["restore", "delta", "--out", "restored", "--dtype", "float32"],
+    ):
+        monkeypatch.setattr("sys.argv", ["delta", *words, "--base", "base"])
+        monkeypatch.chdir(tmp_path)
+        assert main_guard(main) == 0
     trained, restored = load_backbone(tmp_path / "trained"), load_backbone(tmp_path / "restored")
     assert restored.metadata() == trained.metadata()
     expected, found = (RolloutEngine(b, max_answer_tokens=8).rollout(questions, 1) for b in (trained, restored))

@@ -2,8 +2,8 @@
 
     weights of a row  ~  those of the base + scale * sign(difference),    scale = mean |difference| over the row
 
-That scale leaves the least squared error. Full fine-tuning moves every weight a little, AdamW most of them about equally far, so
-that the sign says nearly all; a model of 135M parameters takes 17 MB in place of 269.
+That scale leaves the least squared error: 60 % of the distance for normally distributed changes, sqrt(1 - 2 / pi). The paper finds that
+answers survive it; whether yours do is for an evaluation to say. 135M parameters take 18 MB in place of 269.
 
     python -m latent_tts.backbones.delta store runs/codi-135m/model --base runs/smollm2-135m --out checkpoints/codi-135m
     python -m latent_tts.backbones.delta restore checkpoints/codi-135m --base runs/smollm2-135m --out runs/codi-135m/model
@@ -14,11 +14,12 @@ that the base lacks (new tokens); all else as it is (norms, projector, latent he
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -128,7 +129,20 @@ def _copy_files(folder: Path, out: Path) -> None:
         shutil.copy(file, out / file.name)
 
 
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A trained backbone as one bit per weight beside its base, and back.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in (("store", store), ("restore", restore)):
+        command = commands.add_parser(name, help=cast(str, function.__doc__).splitlines()[0])
+        command.add_argument(
+            "folder", type=Path, help="What an export wrote." if name == "store" else "What `store` wrote."
+        )
+        command.add_argument("--base", required=True, help="Folder or hub id of the model that it was trained from.")
+        command.add_argument("--out", type=Path, required=True, help="Folder to write.")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="Type of the weights.")
+    options = vars(parser.parse_args())
+    {"store": store, "restore": restore}[options.pop("command")](**options)
 
-    sys.exit(main_guard(lambda: auto_cli([store, restore])))
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))
