@@ -2,8 +2,8 @@
 
     weights of a row  ~  those of the base + scale * sign(difference),    scale = mean |difference| over the row
 
-That scale leaves the least squared error: 60 % of the distance for normally distributed changes, sqrt(1 - 2 / pi). The paper finds that
-answers survive it; whether yours do is for an evaluation to say. 135M parameters take 18 MB in place of 269.
+That scale leaves the least squared error: 60 % of the distance for normally distributed changes, sqrt(1 - 2 / pi). The paper
+finds that answers survive it; whether yours do is for an evaluation to say. 135M parameters take 18 MB in place of 269.
 
     python -m latent_tts.backbones.delta store runs/codi-135m/model --base runs/smollm2-135m --out checkpoints/codi-135m
     python -m latent_tts.backbones.delta restore checkpoints/codi-135m --base runs/smollm2-135m --out runs/codi-135m/model
