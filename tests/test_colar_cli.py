@@ -75,7 +75,7 @@ def fit(folder: Path, configs: list[str], backbone: Path, monkeypatch) -> Path:
 
 
 def test_both_tiny_recipes_run_one_after_the_other_and_export_models_that_load(folder, monkeypatch):
-    first = fit(folder, ["tiny-colar.yaml", "tiny-colar-narrow.yaml"], folder / "model", monkeypatch)
+    first = fit(folder, ["tiny-colar.yaml"], folder / "model", monkeypatch)
     second = fit(folder, ["tiny-colar-grpo.yaml"], first, monkeypatch)
     for export in (first, second):
         backbone = load_backbone(export)
