@@ -19,7 +19,6 @@ from latent_tts.backbones.cot import Cot
 from latent_tts.errors import UserError
 
 KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar, Cot)}
-DELTA_FILE = "delta.safetensors"  # see latent_tts/backbones/delta.py
 
 
 def load_backbone(
@@ -68,11 +67,6 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
         if not (folder / "config.json").exists():
             raise UserError(
                 f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors."
-            )
-        if (folder / DELTA_FILE).exists():
-            raise UserError(
-                f"{folder} holds only the difference to the model it was trained from: make the whole of it with "
-                f"python -m latent_tts.backbones.delta restore {folder} --base BASE --out FOLDER, and name that folder."
             )
         return folder
     name = str(name_or_folder)
