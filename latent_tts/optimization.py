@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW
 
 from latent_tts.errors import UserError
 
@@ -69,3 +73,14 @@ class Optimization:
 
 def _rise(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / max(warmup, 1))
+
+
+def fused_adamw(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]
+) -> AdamW:
+    """AdamW in one kernel, over the parameters that are trained; Lightning may clip their gradients."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    optimizer = AdamW(trained, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+    # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer

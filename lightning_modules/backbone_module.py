@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -21,7 +20,7 @@ from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.lora import LoRA, add_lora
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization
+from latent_tts.optimization import Optimization, fused_adamw
 from latent_tts.problems import ReasoningExample
 from latent_tts.rollout import RolloutEngine
 
@@ -117,11 +116,8 @@ class BackboneModule(LightningModule):
         self.num_terms = 0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         options = self.optimization
-        optimizer = AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay, betas=options.betas, fused=True)
-        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer = fused_adamw(self.parameters(), options.lr, options.weight_decay, options.betas)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.lr_factor), "interval": "step"},

@@ -9,7 +9,6 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -19,6 +18,7 @@ from latent_tts.backbones import load_backbone
 from latent_tts.errors import UserError
 from latent_tts.losses import Labels, LossSum, Targets, bce_loss, contrastive_loss, step_labels
 from latent_tts.metrics import PairwiseRankingAccuracy, RecallAt1, ScoreCalibration, StepScoreCorrelation
+from latent_tts.optimization import fused_adamw
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HeadName
 from latent_tts.reward.loading import load_to_train_further
@@ -155,10 +155,7 @@ class LatentRMModule(LightningModule):
         self._valid_steps = torch.zeros_like(self._valid_steps)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
-        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        optimizer = fused_adamw(self.parameters(), self.lr, self.weight_decay, self.betas)
         total = self.trainer.estimated_stepping_batches
         if math.isinf(total):
             raise UserError(

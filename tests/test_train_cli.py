@@ -118,7 +118,7 @@ def test_flags_win_over_files_and_over_the_checkpoint(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in ("defaults.yaml", "debug.yaml")])
 def test_every_shipped_config_parses(name):
     """An ablation of the reward model, and the second part of a training, are files to give after their base."""
-    bases = {"latent-rm": "latent-rm-tiny", "tiny-coco": "tiny-coconut", "tiny-colar-narrow": "tiny-colar"}
+    bases = {"latent-rm": "latent-rm-tiny", "tiny-coco": "tiny-coconut"}
     base_name = next((base for start, base in bases.items() if name.startswith(start)), None)
     base = ["--config", str(CONFIGS / f"{base_name}.yaml")] if base_name else []
     parser_only = ParserOnly(["fit", *base, "--config", str(CONFIGS / name)])
