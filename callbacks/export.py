@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from latent_tts.backbones.adapters import save_adapters
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.loading import KINDS
 from latent_tts.backbones.lora import LoRA, add_lora, merged
@@ -52,13 +53,38 @@ class ExportBest(Callback, ABC):
 
 
 class ExportBackbone(ExportBest):
-    """Writes the trained backbone as a folder that `load_backbone` reads; LoRA adapters are merged."""
+    """Writes the trained backbone as a folder that `load_backbone` reads; LoRA adapters are merged, or stored alone.
+
+    Args:
+        folder: Where to write.
+        dtype: Type the weights are stored in.
+        adapters_only: Whether to leave out the weights of the base model, which then has to be where it was in training.
+    """
+
+    def __init__(self, folder: str, dtype: StorageType = "float32", adapters_only: bool = False) -> None:
+        super().__init__(folder, dtype)
+        self.adapters_only = adapters_only
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Raises UserError before a training, not after it, where there will be no adapters to store."""
+        if self.adapters_only and getattr(pl_module, "lora", None) is None:
+            raise UserError(
+                "adapters_only exports the adapters of a training, and this one has none: give --model.lora."
+            )
 
     def write(self, module: LightningModule, weights: dict[str, Any] | None) -> None:
         backbone = cast(LatentBackbone, module.backbone)
         if weights is not None:
             load_backbone_weights(backbone, weights)
-        merged(backbone).save_pretrained(self.folder, dtype=getattr(torch, self.dtype))
+        save(backbone, cast(str, module.source), self.folder, self.dtype, self.adapters_only)
+
+
+def save(backbone: LatentBackbone, source: str, folder: Path, dtype: StorageType, adapters_only: bool) -> None:
+    """Writes a trained backbone, merged or as the adapters on `source`."""
+    if adapters_only:
+        save_adapters(backbone, source, folder, getattr(torch, dtype))
+    else:
+        merged(backbone).save_pretrained(folder, dtype=getattr(torch, dtype))
 
 
 def best_checkpoint(trainer: Trainer) -> str | None:
@@ -73,13 +99,13 @@ def load_backbone_weights(backbone: LatentBackbone, state_dict: dict[str, Any]) 
     backbone.load_state_dict(weights, strict=True)
 
 
-def export_checkpoint(checkpoint: Path, out: Path, dtype: StorageType) -> None:
-    """Write the backbone of a Lightning checkpoint as a published-layout folder, adapters merged.
+def export_checkpoint(checkpoint: Path, out: Path, dtype: StorageType, adapters_only: bool = False) -> None:
+    """Write the backbone of a Lightning checkpoint as a published-layout folder, adapters merged or alone.
 
     The model that the training started from must still be where it was: shape and tokenizer are taken from there.
 
     Raises:
-        UserError: The file is no checkpoint of a BackboneModule.
+        UserError: The file is no checkpoint of a BackboneModule, or there are no adapters in it to store alone.
     """
     if not checkpoint.is_file():
         raise UserError(f"There is no checkpoint {str(checkpoint)!r}; a run writes them to checkpoints/*.ckpt.")
@@ -87,7 +113,7 @@ def export_checkpoint(checkpoint: Path, out: Path, dtype: StorageType) -> None:
     if "backbone" not in content:
         raise UserError(f"{str(checkpoint)!r} was not written by a training of a backbone.")
     backbone = backbone_of_checkpoint(content)
-    merged(backbone).save_pretrained(out, dtype=getattr(torch, dtype))
+    save(backbone, content["backbone"]["source"], out, dtype, adapters_only)
     print(f"wrote {out}: {backbone.kind}, epoch {content['epoch']}")
 
 
@@ -108,8 +134,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="Lightning checkpoint (.ckpt) of a backbone's training.")
     parser.add_argument("--out", type=Path, required=True, help="Folder to write.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="Storage type.")
+    parser.add_argument("--adapters-only", action="store_true", help="Leave out the weights of the base model.")
     options = parser.parse_args()
-    export_checkpoint(options.checkpoint, options.out, options.dtype)
+    export_checkpoint(options.checkpoint, options.out, options.dtype, options.adapters_only)
 
 
 if __name__ == "__main__":

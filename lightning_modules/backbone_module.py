@@ -18,7 +18,7 @@ from torchmetrics import MeanMetric
 
 from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.backbones.lora import LoRA, add_lora
+from latent_tts.backbones.lora import LoRA, add_lora, hold_frozen_layers_in_bfloat16
 from latent_tts.errors import UserError
 from latent_tts.optimization import Optimization, fused_adamw
 from latent_tts.problems import ReasoningExample
@@ -80,6 +80,8 @@ class BackboneModule(LightningModule):
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
+        if self.lora is not None and self.trainer.precision == "bf16-mixed":
+            hold_frozen_layers_in_bfloat16(self.backbone)
         micro_batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         self.trainer.accumulate_grad_batches = accumulated_batches(
             self.global_batch_size, micro_batch_size, self.trainer.world_size

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from latent_tts.backbones.coconut import Coconut
+from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
 from latent_tts.curriculum import Curriculum, build_sequences
 from latent_tts.latent_forward import collate, greedy_texts, token_losses
@@ -37,6 +38,7 @@ class CoconutModule(BackboneModule):
         warmup_steps: Optimizer steps over which the learning rate rises from 0, at the start and after each reset.
         decay_fraction: Last part of training over which the learning rate falls linearly to 0; 0 keeps it constant.
         reset_optimizer: Whether every new stage starts with a fresh optimizer state, as published.
+        lora: Adapters to train in place of all weights; null trains all of them.
         max_answer_tokens: Tokens a validation answer may have; chain-of-thought writes its steps within them too.
         seed: Seed of the draws made in training (dropout, mixing of stages).
     """
@@ -54,6 +56,7 @@ class CoconutModule(BackboneModule):
         warmup_steps: int = 0,
         decay_fraction: float = 0.0,
         reset_optimizer: bool = True,
+        lora: LoRA | None = None,
         max_answer_tokens: int = 64,
         seed: int = 0,
     ) -> None:
@@ -69,6 +72,7 @@ class CoconutModule(BackboneModule):
                 decay_share=decay_fraction or 1.0,
             ),
             global_batch_size=global_batch_size,
+            lora=lora,
             max_answer_tokens=max_answer_tokens,
             seed=seed,
         )

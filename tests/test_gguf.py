@@ -12,8 +12,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from latent_tts.backbones.coconut import Coconut
+from latent_tts.backbones.files import load_tokenizer
 from latent_tts.backbones.gguf import main, packaged_file, read_gguf
-from latent_tts.backbones.loading import load_tokenizer
 from latent_tts.backbones.training import load_for_training
 from latent_tts.cli import main_guard
 from latent_tts.errors import UserError

@@ -123,6 +123,11 @@ class LatentBackbone(nn.Module, ABC):
         if dtype is not None:
             state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
         save_file({key: value.cpu() for key, value in state.items()}, folder / "model.safetensors", {"format": "pt"})
+        self.save_layout(folder, dtype)
+
+    def save_layout(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Writes what stands beside the weights of the published layout, whose storage type is `dtype`."""
+        folder.mkdir(parents=True, exist_ok=True)
         config = self.model.config.to_diff_dict() | self.extra_config()
         config |= {"model_type": self.model.config.model_type, "dtype": str(dtype or self.dtype).removeprefix("torch.")}
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")

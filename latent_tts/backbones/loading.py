@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from latent_tts.backbones.adapters import read_weights
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.cot import Cot
+from latent_tts.backbones.files import load_tokenizer, read_json, resolve_folder
 from latent_tts.errors import UserError
 
 KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar, Cot)}
@@ -24,7 +24,7 @@ KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Cod
 def load_backbone(
     name_or_folder: str | Path, kind: str | None = None, num_latents: int | None = None, dtype: str = "float32"
 ) -> LatentBackbone:
-    """Loads a latent reasoning model in its published layout.
+    """Loads a latent reasoning model in its published layout, or from adapters and their base (`latent_tts.backbones.adapters`).
 
     Args:
         name_or_folder: A folder, or a Hugging Face hub id (downloaded once, safetensors only).
@@ -40,9 +40,9 @@ def load_backbone(
         UserError: No such folder or hub id, not a checkpoint of this kind, or weights missing, unexpected or resized.
     """
     folder = resolve_folder(name_or_folder)
-    metadata = _read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
-    raw_config = _read_json(folder / "config.json")
-    weights = read_safetensors(folder)
+    metadata = read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
+    raw_config = read_json(folder / "config.json")
+    weights = read_weights(folder)
     found = metadata.get("kind") or _kind_of(raw_config, weights) or (kind if kind == Cot.kind else Coconut.kind)
     cls = KINDS[_agreed_kind(kind, found, folder)]
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=_torch_dtype(dtype))
@@ -54,75 +54,6 @@ def load_backbone(
     )
     load_strictly(backbone, weights, str(folder))
     return backbone.eval()
-
-
-def resolve_folder(name_or_folder: str | Path) -> Path:
-    """The local folder of a checkpoint, downloading it where the name is a hub id.
-
-    Raises:
-        UserError: The folder is not a checkpoint, or the hub does not have (or cannot be asked for) the id.
-    """
-    folder = Path(name_or_folder)
-    if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise UserError(
-                f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors."
-            )
-        return folder
-    name = str(name_or_folder)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"There is no folder {name!r}: check the path, or give a hub id of the form owner/name.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
-    except Exception as error:  # the hub client raises a dozen kinds, offline ones among them
-        raise UserError(
-            f"There is no folder {name!r} here, and the hub could not give {name!r} ({type(error).__name__}): "
-            "check the name and the network, or download it first and pass the folder."
-        ) from error
-
-
-def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder.
-
-    Raises:
-        UserError: The folder holds none.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    folder = Path(folder)
-    if (folder / "tokenizer.json").exists():
-        # Read as it stands: the class named in tokenizer_config.json may rebuild the tokenizer with other rules.
-        return PreTrainedTokenizerFast.from_pretrained(folder)
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it."
-        ) from error
-
-
-def read_safetensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's ``*.safetensors`` files, by key.
-
-    Raises:
-        UserError: No such file, or one that is cut off or malformed.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if not file.name.startswith("expected")]
-    if not files:
-        raise UserError(
-            f"{folder} holds no .safetensors file; other formats run code when they are loaded and are not read."
-        )
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                weights |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
-        except Exception as error:
-            raise UserError(f"{file} cannot be read as safetensors ({error}): is the download complete?") from error
-    return weights
 
 
 def load_strictly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -174,7 +105,7 @@ def published_kind(folder: Path) -> str | None:
     Raises:
         UserError: The folder's files cannot be read.
     """
-    return _kind_of(_read_json(folder / "config.json"), read_safetensors(folder))
+    return _kind_of(read_json(folder / "config.json"), read_weights(folder))
 
 
 def _kind_of(config: dict[str, Any], weights: dict[str, Tensor]) -> str | None:
@@ -202,10 +133,3 @@ def _torch_dtype(name: str) -> torch.dtype:
     if name not in dtypes:
         raise UserError(f"dtype must be one of {', '.join(dtypes)}, got {name!r}.")
     return dtypes[name]
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}).") from error

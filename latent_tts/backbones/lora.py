@@ -65,6 +65,19 @@ def add_lora(backbone: LatentBackbone, lora: LoRA, seed: int = 0) -> None:
             table.requires_grad_(True)
 
 
+def hold_frozen_layers_in_bfloat16(backbone: LatentBackbone) -> None:
+    """Spares bfloat16 autocast a cast of the frozen linear layers in every pass, and half of their memory.
+
+    Only weights that are bfloat16 numbers already, as most published ones are: then nothing is rounded, neither in training
+    nor in what is exported. Embeddings and norms stay as they are, and with them the residual stream.
+    """
+    for module in backbone.modules():
+        if isinstance(module, BaseTunerLayer):
+            for weight in module.get_base_layer().parameters():
+                if torch.equal(weight.bfloat16().float(), weight):
+                    weight.data = weight.data.bfloat16()
+
+
 def merged(backbone: Backbone) -> Backbone:
     """A copy without adapters and with the same outputs; the backbone itself where it has none."""
     if not any(isinstance(module, BaseTunerLayer) for module in backbone.modules()):
@@ -72,6 +85,8 @@ def merged(backbone: Backbone) -> Backbone:
     plain = deepcopy(backbone)
     for name, module in list(plain.named_modules()):
         if isinstance(module, BaseTunerLayer):
+            layer = module.get_base_layer()
+            layer.to(backbone.dtype)  # held in bfloat16, it would round the sum
             module.merge()
-            plain.set_submodule(name, module.get_base_layer())
+            plain.set_submodule(name, layer)
     return plain

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from latent_tts.backbones.adapters import has_adapters
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.backbones.loading import load_backbone, load_tokenizer, published_kind, resolve_folder
+from latent_tts.backbones.files import load_causal_lm, load_tokenizer, resolve_folder
+from latent_tts.backbones.loading import load_backbone, published_kind
 from latent_tts.errors import UserError
 
 Kind = TypeVar("Kind", bound=LatentBackbone)
@@ -50,30 +51,10 @@ def load_for_training(
         raise UserError(
             f"{folder} holds a {found} checkpoint, from which no {cls.kind} can be trained: name a plain causal LM."
         )
-    model = load_causal_lm(folder)
+    model = load_backbone(folder).model if has_adapters(folder) else load_causal_lm(folder)
     for field, value in (config or {}).items():
         setattr(model.config, field, value)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = cls.from_causal_lm(model, load_tokenizer(folder), num_latents, prompt_form=prompt_form)
     return cast(Kind, fresh.train())
-
-
-def load_causal_lm(folder: Path) -> PreTrainedModel:
-    """The causal LM of a folder, in float32.
-
-    Raises:
-        UserError: It cannot be read, or weights are missing.
-    """
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The model to start from, {str(folder)!r}, cannot be loaded: {reason}") from error
-    model, info = loaded
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lacking:
-        raise UserError(f"The weights of {str(folder)!r} are incomplete: {', '.join(lacking)}.")
-    return model

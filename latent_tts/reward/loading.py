@@ -10,15 +10,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.codi import Codi
-from latent_tts.backbones.loading import (
-    KINDS,
-    _read_json,
-    _torch_dtype,
-    load_tokenizer,
-    read_safetensors,
-    report_weights,
-    resolve_folder,
-)
+from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.loading import KINDS, _torch_dtype, report_weights
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.model import LatentRewardModel, set_dropout
@@ -102,7 +95,7 @@ def load_to_train_further(
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    return _read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
+    return read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
 
 
 def _tokenizer(folder: Path, given: str | Path | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
