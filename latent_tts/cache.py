@@ -90,17 +90,16 @@ class SharedPrefixCache(Cache):
         self.whole_buffers = prefers_whole_buffers(prefix[0][0])
 
     @classmethod
-    def from_prompt(cls, cache: DynamicCache, mask: Tensor, max_slots: int | None = None) -> SharedPrefixCache:
+    def from_prompt(cls, cache: DynamicCache, mask: Tensor | None, max_slots: int | None = None) -> SharedPrefixCache:
         """Takes over the keys and values of a prompt pass with right-padded prompts.
 
         Args:
             cache: What the pass recorded.
-            mask: (P, L) bool.
+            mask: (P, L) bool, None where every position is real.
             max_slots: Suffix positions that a row will need at most, where that is known: buffers grow no further.
         """
         prefix = [(layer.keys, layer.values) for layer in cast(list[DynamicLayer], cache.layers)]
-        mask_or_none = None if bool(mask.all()) else mask
-        return cls(prefix, mask_or_none, max_slots=max_slots)  # type: ignore[arg-type]  # filled by the pass
+        return cls(prefix, mask, max_slots=max_slots)  # type: ignore[arg-type]  # filled by the pass
 
     @property
     def num_groups(self) -> int:

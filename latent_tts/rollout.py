@@ -193,6 +193,7 @@ class RolloutEngine:
         state = ThoughtState(
             keys=keys,
             prompts=prompts,
+            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts], device=backbone.device),
             latents=torch.empty(len(prompts), 0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device),
             num_latents=torch.zeros_like(keys),
             finished=torch.zeros_like(keys, dtype=torch.bool),
@@ -244,7 +245,10 @@ class RolloutEngine:
         return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
 
     def _encode(self, state: ThoughtState, prompts: list[list[int]]) -> ThoughtState:
-        """The prompt pass, one row per prompt given; prompts are padded on the right."""
+        """The prompt pass, one row per prompt given.
+
+        Prompts are padded on the right, where no real token looks: the pass needs no mask, only what comes after it does.
+        """
         backbone = self.backbone
         ids, mask = pad_right(prompts, backbone.pad_token_id, backbone.device)
         lengths = mask.sum(dim=1)
@@ -252,10 +256,12 @@ class RolloutEngine:
         recorded = DynamicCache()
         with self.sampler.attached(backbone) as noise:
             noise.switch("prompt", state.keys, positions - lengths.unsqueeze(-1))
-            hidden = backbone.last_hidden(backbone.embed(ids), mask.long(), positions, recorded)
+            hidden = backbone.last_hidden(backbone.embed(ids), None, positions, recorded)
         last = hidden[torch.arange(len(prompts), device=backbone.device), lengths - 1]
         slots = state.lead + backbone.num_latents + self.max_answer_tokens  # the last token is chosen, not fed
-        return replace(state, cache=SharedPrefixCache.from_prompt(recorded, mask, slots), hidden=last)
+        padded = len({len(prompt) for prompt in prompts}) > 1
+        cache = SharedPrefixCache.from_prompt(recorded, mask if padded else None, slots)
+        return replace(state, cache=cache, hidden=last)
 
     def _advance(self, state: ThoughtState) -> ThoughtState:
         """Feeds what is pending, so that every row has the hidden state its next thought is read from."""

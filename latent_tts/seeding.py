@@ -29,8 +29,7 @@ def problem_keys(seed: int, problem_ids: Sequence[str], device: torch.device | s
 
 def fold_in(keys: Tensor, data: int | Tensor) -> Tensor:
     """New keys from keys and an integer (or a tensor of them that broadcasts); distinct data give unrelated keys."""
-    offset = torch.as_tensor(data, dtype=torch.int64, device=keys.device)
-    return _mix(_mix(keys) + (offset + 1) * _GOLDEN)
+    return _mix(_mix(keys) + (_wrapped((data + 1) * _GOLDEN) if isinstance(data, int) else (data + 1) * _GOLDEN))
 
 
 def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -57,6 +56,11 @@ def keep_mask(keys: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
     halves = _bits(keys, (size + 1) // 2).view(torch.int32)[..., :size]
     threshold = min(max(round(p * 2**32), 0), 2**32 - 1) - 2**31
     return (halves >= threshold).reshape(*keys.shape, *shape)
+
+
+def _wrapped(number: int) -> int:
+    """A Python integer modulo 2^64, as a signed one: what int64 arithmetic gives on a device, without a copy to it."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 def _bits(keys: Tensor, count: int) -> Tensor:

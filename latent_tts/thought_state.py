@@ -19,6 +19,7 @@ class ThoughtState:
     Attributes:
         keys: (R,) int64, random streams.
         prompts: Token ids of the P prompts.
+        prompt_lengths: (R,) int64, tokens of each row's prompt: kept on the device, since every pass asks for them.
         latents: (R, t, D), thoughts so far, as fed; 0 where a row stopped before.
         num_latents: (R,) int64, thoughts so far.
         finished: (R,) bool, rows whose model chose to stop (CoLaR).
@@ -30,6 +31,7 @@ class ThoughtState:
 
     keys: Tensor
     prompts: list[list[int]]
+    prompt_lengths: Tensor
     latents: Tensor
     num_latents: Tensor
     finished: Tensor
@@ -56,12 +58,6 @@ class ThoughtState:
         """Rows per problem (G)."""
         return self.num_rows // self.num_problems
 
-    @property
-    def prompt_lengths(self) -> Tensor:
-        """(R,) int64, tokens of each row's prompt."""
-        lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=self.keys.device)
-        return lengths.repeat_interleave(self.group_size)
-
     def select(self, index: Tensor) -> ThoughtState:
         """Keeps, repeats or reorders rows: index (P', G') of row numbers, the rows of one new group of one problem.
 
@@ -76,6 +72,7 @@ class ThoughtState:
         return ThoughtState(
             keys=self.keys[rows],
             prompts=[self.prompts[p] for p in problems],
+            prompt_lengths=self.prompt_lengths[rows],
             latents=self.latents[rows],
             num_latents=self.num_latents[rows],
             finished=self.finished[rows],
@@ -118,6 +115,7 @@ class ThoughtState:
         return replace(
             self,
             keys=fold_in(repeat(self.keys), child),
+            prompt_lengths=repeat(self.prompt_lengths),
             latents=repeat(self.latents),
             num_latents=repeat(self.num_latents),
             finished=repeat(self.finished),

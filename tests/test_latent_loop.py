@@ -1,9 +1,16 @@
-"""What makes the latent loop fit for an accelerator: no step waits for a value from the device, and shapes stay."""
+"""What makes the latent loop fit for an accelerator: no step waits for a value from the device, and shapes stay.
+
+The meta device stands in for an accelerator: its tensors hold no values, so what reads one raises an error, and so does
+an operator between it and the CPU.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latent_tts import cache
@@ -36,6 +43,26 @@ class Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Uploads(TorchFunctionMode):
+    """Calls that bring values of the host, numbers or a tensor, to the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_meta:
+            from_host = func in (torch.tensor, torch.as_tensor) and not (
+                isinstance(args[0], torch.Tensor) and args[0].is_meta
+            )
+            if from_host or (
+                func in (torch.Tensor.to, torch.Tensor.copy_) and args[0 if func == torch.Tensor.to else 1].is_cpu
+            ):
+                self.calls.append(func)
+        return out
+
+
 def thoughts(backbone, sampler, questions, count: int) -> list[Recorder]:
     """What is run in each of so many thoughts after the first."""
     engine = RolloutEngine(backbone, sampler, max_answer_tokens=3)
@@ -55,6 +82,35 @@ def test_no_thought_waits_for_a_value(kind, layout, sampler, tiny_backbone, ques
     for recorder in thoughts(tiny_backbone(kind, layout, num_latents=5), sampler, questions, 3):
         assert recorder.products
         assert not WAITING.intersection(recorder.names)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_without_values_can_think(kind, dtype, sampler, tiny_backbone, questions):
+    """Nothing is read from the device and nothing sent to it, from the second thought to the answer's first token."""
+    for layout in ("gpt2", "llama"):
+        backbone = tiny_backbone(kind, layout, num_latents=5).requires_grad_(False).to(dtype).to("meta")
+        engine = RolloutEngine(backbone, sampler, max_answer_tokens=3)
+        state = engine.expand(engine.start(questions), num_children=4)  # prompts are sent here
+        with torch.inference_mode(), Uploads() as uploads:
+            state = engine.expand(engine.expand(state))
+            batch, hidden = engine._end_thought(state)
+            tokens = backbone.most_likely(hidden)
+        assert not uploads.calls
+        assert state.latents.is_meta and tokens.shape == batch.rows.shape == (4 * len(questions),)
+
+
+def test_an_upload_and_a_mix_of_devices_are_seen():
+    with Uploads() as uploads:
+        torch.tensor([1, 2], device="meta")
+        torch.ones(2).to("meta")
+        torch.ones(2, device="meta").copy_(torch.ones(2))
+        torch.ones(2, device="meta") + 1
+    assert len(uploads.calls) == 3
+    for mistake in (lambda one: one + torch.ones(2), lambda one: bool(one.all()), lambda one: one[one > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            mistake(torch.ones(2, device="meta"))
 
 
 def test_a_value_that_is_waited_for_is_seen():

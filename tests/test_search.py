@@ -406,7 +406,9 @@ class ToyEngine:
         keys = problem_keys(seed, problem_ids)
         none = torch.zeros(len(keys), dtype=torch.bool)
         empty = torch.empty(len(keys), 0, 1, dtype=torch.float64)
-        return ThoughtState(keys, [[0]] * len(keys), empty, torch.zeros_like(keys), none, None, None, None)
+        return ThoughtState(
+            keys, [[0]] * len(keys), torch.ones_like(keys), empty, torch.zeros_like(keys), none, None, None, None
+        )
 
     def expand(self, state, num_children=None):
         state = state if num_children is None else state.fork(num_children)

@@ -61,6 +61,12 @@ def test_keys_depend_on_every_part_and_do_not_collide():
     assert fold_in(fold_in(one, 1), 2) != fold_in(fold_in(one, 2), 1) != fold_in(fold_in(two, 1), 1)
 
 
+@pytest.mark.parametrize("number", [0, 1, -1, 7, 2**31, 2**62, -(2**62)])
+def test_an_integer_is_folded_in_as_a_tensor_is(number):
+    keys = problem_keys(0, ["a", "b"])
+    assert torch.equal(fold_in(keys, number), fold_in(keys, torch.tensor(number)))
+
+
 def test_drawing_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     normal(keys(3), (5,))

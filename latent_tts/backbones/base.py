@@ -177,7 +177,7 @@ class LatentBackbone(nn.Module, ABC):
     def last_hidden(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None,
         position_ids: Tensor,
         past_key_values: Any = None,
         **kwargs: Any,
@@ -186,7 +186,8 @@ class LatentBackbone(nn.Module, ABC):
 
         Args:
             inputs_embeds: (B, L, D).
-            attention_mask: (B, past + L) with 1 at real positions, or a ready 4-D mask, taken as it is.
+            attention_mask: (B, past + L) with 1 at real positions, a ready 4-D mask, taken as it is, or None where causal
+                attention hides all that has to be hidden.
             position_ids: (B, L), counted from each row's first real token.
             past_key_values: A transformers ``Cache``, extended in place.
 
@@ -203,7 +204,12 @@ class LatentBackbone(nn.Module, ABC):
         return out.hidden_states[1:]
 
     def _run(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any, **kwargs: Any
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        past_key_values: Any,
+        **kwargs: Any,
     ) -> Any:
         return self.model.base_model(
             inputs_embeds=inputs_embeds,

@@ -57,7 +57,8 @@ def start_state(model: LatentRewardModel, prompt_ids: Tensor, prompt_mask: Tenso
         past_key_values=cache,
         use_cache=True,
     )
-    return RewardState(SharedPrefixCache.from_prompt(cache, prompt_mask), prompt_mask.sum(dim=1), None)
+    mask = None if bool(prompt_mask.all()) else prompt_mask
+    return RewardState(SharedPrefixCache.from_prompt(cache, mask), prompt_mask.sum(dim=1), None)
 
 
 def extend(model: LatentRewardModel, state: RewardState, latents: Tensor) -> tuple[RewardState, Tensor]:
