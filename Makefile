@@ -2,14 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The demos: that of tiny-coconut is what evaluate.py runs by itself, every other one is a file named after its backbone.
-BACKBONE ?= tiny-coconut
-DEMOS := tiny-coconut $(patsubst configs/evaluate/demo/%.yaml,%,$(wildcard configs/evaluate/demo/*.yaml))
+# The demos are files named after their backbones; that of tiny-colar is what evaluate.py runs by itself.
+BACKBONE ?= tiny-colar
+DEMOS := $(patsubst configs/evaluate/demo/%.yaml,%,$(wildcard configs/evaluate/demo/*.yaml))
 
 .PHONY: demo known-backbone test lint install clean
 
 demo: known-backbone install ## Parallel test-time scaling on a shipped model, with no arguments to think of.
-	$(BIN)/python evaluate.py $(if $(filter-out tiny-coconut,$(BACKBONE)),--config configs/evaluate/demo/$(BACKBONE).yaml)
+	$(BIN)/python evaluate.py $(if $(filter-out tiny-colar,$(BACKBONE)),--config configs/evaluate/demo/$(BACKBONE).yaml)
 
 known-backbone:
 	@$(if $(filter $(DEMOS),$(BACKBONE)),:,$(error there is no demo of BACKBONE=$(BACKBONE); choose one of: $(strip $(DEMOS))))

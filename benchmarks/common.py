@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+SQUARE = (2048, 2048, 2048)  # large enough for the full rate
 
 SIZES = {  # layers, width, heads, vocabulary
     "tiny": (4, 256, 4, 768),
@@ -68,25 +69,6 @@ def vocabulary_flops(size: str) -> int:
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-
-
-def median_seconds(run: Callable[[], Any], repeats: int, device: str = "cpu") -> float:
-    """Median wall-clock seconds of ``run`` after one warm-up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def gemm_rate(dtype: torch.dtype, device: str = "cpu", size: int = 2048) -> float:
-    """Floating-point operations per second of a square matrix product on random data: the machine's own limit."""
-    left, right = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    return 2 * size**3 / median_seconds(lambda: left @ right, 5, device)
 
 
 def start_counting(device: str = "cpu") -> int:
@@ -170,17 +152,18 @@ def serve(run: Callable[[], Any], clock: str, device: str = "cpu", warm_up: bool
 
 
 def serve_gemm(rows: int, width: int, dtype: torch.dtype, clock: str, device: str = "cpu") -> None:
-    """A worker's side: the rate of matrix products, of large squares and of the blocks' own feed-forward shape.
-
-    Each is the best of several, the machine's limit at that moment, in operations per second.
-    """
-    shapes = {"square": (2048, 2048, 2048), "feed-forward": (rows, width, 4 * width)}
+    """A worker's side: the rate of matrix products, of large squares and of the blocks' own feed-forward shape."""
+    shapes = {"square": SQUARE, "feed-forward": (rows, width, 4 * width)}
     print("{}", flush=True)  # ready
     for _ in sys.stdin:
-        print(json.dumps({name: _gemm(shape, dtype, clock, device) for name, shape in shapes.items()}), flush=True)
+        print(json.dumps({name: gemm_rate(dtype, clock, device, shape) for name, shape in shapes.items()}), flush=True)
 
 
-def _gemm(shape: tuple[int, int, int], dtype: torch.dtype, clock: str, device: str) -> float:
+def gemm_rate(dtype: torch.dtype, clock: str, device: str, shape: tuple[int, int, int] = SQUARE) -> float:
+    """Floating-point operations per second of a matrix product on random data, (rows, inner) times (inner, columns).
+
+    The best of several, the machine's own limit at that moment.
+    """
     rows, inner, columns = shape
     left = torch.randn(rows, inner, device=device).to(dtype)
     right = torch.randn(inner, columns, device=device).to(dtype)

@@ -1,6 +1,6 @@
 """What half precision does to answers: the same problems and random draws in float32 and in cheaper arithmetic.
 
-    python -m benchmarks.precision                     checkpoints/tiny-coconut, the demo's 500 problems, N = 16
+    python -m benchmarks.precision                     checkpoints/tiny-coconut, its demo's 500 problems, N = 16
     python -m benchmarks.precision --backbone FOLDER --templates 43 48 10 --sigma 0.5 --out precision.json
 
 float32           --model.dtype float32, the reference

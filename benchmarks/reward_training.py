@@ -122,7 +122,7 @@ def measure(job: Job, rate: float) -> dict[str, Any]:
         "unpacked problems/s": problems / seconds[False] if both else None,
         "packed problems/s": problems / seconds[True],
         "times faster": seconds[False] / seconds[True] if both else None,
-        "share of GEMM rate": operations / seconds[True] / rate if job["clock"] == "wall" else None,
+        "share of GEMM rate": operations / seconds[True] / rate,
         "unpacked MiB": mib[False],
         "packed MiB": mib[True],
     }
@@ -151,7 +151,7 @@ def main() -> None:
     if options.job:
         print(step_memory(json.loads(options.job)))
         return
-    rate, rows = gemm_rate(getattr(torch, options.dtype), options.device), []
+    rate, rows = gemm_rate(getattr(torch, options.dtype), options.clock, options.device), []
     for size, length, n in product(options.size, options.prompt_length, options.num_rollouts):
         job = {"size": size, "prompt_length": length, "num_rollouts": n, "problems": max(1, options.rollouts // n)}
         rows.append(measure(vars(options) | job, rate))

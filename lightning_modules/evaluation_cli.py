@@ -24,8 +24,9 @@ from lightning_modules.cli import CommandLine
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "evaluate"
+DEMO = CONFIGS / "demo" / "tiny-colar.yaml"
 DESCRIPTION = """Parallel test-time scaling of a latent reasoning model: thinks N times per problem in the model's continuous
-space, aggregates the answers, and measures how good they are. Without arguments it runs the demo, a tiny COCONUT on unseen
+space, aggregates the answers, and measures how good they are. Without arguments it runs the demo, a tiny CoLaR on unseen
 GSM-Symbolic problems. A run that was killed goes on with the same command. Another command, `evaluate.py annotate --help`,
 makes the data that a reward model is trained on."""
 
@@ -37,8 +38,8 @@ _TRAINER_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precisio
 class EvaluationCLI(CommandLine):
     """`python evaluate.py`: parses, and makes the module, the data module and the trainer; `run` evaluates.
 
-    Settings are layered, later ones win: configs/evaluate/default.yaml; configs/evaluate/demo.yaml where nothing else chooses
-    a backbone; each --config in turn; flags.
+    Settings are layered, later ones win: configs/evaluate/default.yaml; configs/evaluate/demo/tiny-colar.yaml where nothing else
+    chooses a backbone; each --config in turn; flags.
     """
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
@@ -119,7 +120,7 @@ def base_configs(args: Sequence[str]) -> list[Path]:
     finder.add_argument("--model.backbone", nargs="?", dest="backbone")
     found, _ = finder.parse_known_args(args)
     chosen = found.backbone is not None or any(map(_names_backbone, found.config))
-    return [CONFIGS / "default.yaml", *([] if chosen else [CONFIGS / "demo.yaml"])]
+    return [CONFIGS / "default.yaml", *([] if chosen else [DEMO])]
 
 
 def _names_backbone(config: str | None) -> bool:

@@ -200,7 +200,7 @@ def test_the_demo_is_the_default_unless_a_backbone_is_chosen(tmp_path):
         ["--config", "absent.yaml"],
         ["--config"],
     ):
-        assert names(*args) == ["default.yaml", "demo.yaml"]
+        assert names(*args) == ["default.yaml", "tiny-colar.yaml"]
     for args in (
         ["--model.backbone", "x"],
         ["--model.backbone=x"],

@@ -23,17 +23,18 @@ def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The Makefile beside one demo of another backbone."""
+    """The Makefile beside two demos."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "configs" / "evaluate" / "demo").mkdir(parents=True)
-    (tmp_path / "configs" / "evaluate" / "demo" / "tiny-other.yaml").touch()
+    for name in ("tiny-colar", "tiny-other"):
+        (tmp_path / "configs" / "evaluate" / "demo" / f"{name}.yaml").touch()
     for name in ("setup.cfg", "constraints.txt"):
         (tmp_path / name).touch()
     return tmp_path
 
 
 def test_without_a_backbone_the_demo_is_evaluate_without_arguments(folder: Path) -> None:
-    for arguments in ([], ["BACKBONE=tiny-coconut"]):
+    for arguments in ([], ["BACKBONE=tiny-colar"]):
         assert dry_run(folder, *arguments).stdout.rstrip().endswith("python evaluate.py")
 
 
@@ -46,4 +47,4 @@ def test_every_other_demo_is_a_file_named_after_its_backbone(folder: Path) -> No
 def test_an_unknown_backbone_is_refused_before_anything_is_installed(name: str, folder: Path) -> None:
     done = dry_run(folder, f"BACKBONE={name}")
     assert done.returncode == 2 and done.stdout == ""
-    assert f"there is no demo of BACKBONE={name}; choose one of: tiny-coconut tiny-other." in done.stderr
+    assert f"there is no demo of BACKBONE={name}; choose one of: tiny-colar tiny-other." in done.stderr
