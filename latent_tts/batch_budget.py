@@ -195,13 +195,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "not enough memory" in text)
 
 
-def join_rollouts(engine: RolloutEngine, questions: Sequence[str], parts: Sequence[Rollouts]) -> Rollouts:
-    """The rollouts of the same problems, drawn a few at a time, as if they had been drawn at once."""
+def join_rollouts(engine: RolloutEngine, prompts: Sequence[Sequence[int]], parts: Sequence[Rollouts]) -> Rollouts:
+    """The rollouts of the same problems, drawn a few at a time, as if they had been drawn at once.
+
+    Args:
+        engine: Which drew them.
+        prompts: Token ids of the problems' prompts.
+        parts: Rollouts 0 to i, i + 1 to j, and so on.
+    """
     if len(parts) == 1:
         return parts[0]
-    prompts = engine.backbone.encode_prompts(questions)
     shared = engine.prompt_steps(prompts, 0)  # what every part has spent again
-    rows = range(len(questions))
+    rows = range(len(prompts))
     return Rollouts(
         problem_ids=parts[0].problem_ids,
         latents=torch.cat([part.latents for part in parts], dim=1),

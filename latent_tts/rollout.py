@@ -126,10 +126,17 @@ class RolloutEngine:
         """
         if num_rollouts < 1:
             raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
-        state = self.start(questions, seed, problem_ids)
+        start = self.start(questions, seed, problem_ids)
+        return self.rollout_from(start, num_rollouts, _problem_ids(questions, problem_ids), first_rollout)
+
+    @torch.inference_mode()
+    def rollout_from(
+        self, start: ThoughtState, num_rollouts: int, problem_ids: list[str], first_rollout: int = 0
+    ) -> Rollouts:
+        """Draws rollouts as `rollout` does, of prompts that ``start`` has encoded; they can be drawn from more than once."""
         begin = self.expand if self.backbone.num_latents else self._fork
-        state = begin(state, num_rollouts, first_rollout)
-        return self.as_rollouts(self.finish(state), state.prompts, _problem_ids(questions, problem_ids))
+        state = begin(start, num_rollouts, first_rollout)
+        return self.as_rollouts(self.finish(state), state.prompts, problem_ids)
 
     @torch.inference_mode()
     def finish(self, state: ThoughtState) -> Finished:

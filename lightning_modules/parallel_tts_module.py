@@ -25,6 +25,7 @@ from latent_tts.results import Record, Settings, flatten, rounded
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.rollout import RolloutEngine, Rollouts
 from latent_tts.sampling import Deterministic, Sampler
+from latent_tts.thought_state import ThoughtState
 from lightning_modules.memory import problems_per_batch
 from lightning_modules.strategies import Part, make_aggregations, make_searches
 
@@ -108,6 +109,9 @@ class ParallelTTSModule(LightningModule):
         self.greedy_engine = RolloutEngine(self.backbone, Deterministic(), max_answer_tokens)
         self.written = None if written is None else load_backbone(written, "cot", dtype=dtype)
         self.max_written_tokens = max_written_tokens
+        self.written_engine = (
+            None if self.written is None else RolloutEngine(self.written, max_answer_tokens=max_written_tokens)
+        )
         self.metrics = EvaluationMetrics(
             num_rollouts,
             self.backbone.num_latents,
@@ -172,14 +176,17 @@ class ParallelTTSModule(LightningModule):
 
     def _records(self, batch: Sequence[Problem]) -> list[Record]:
         questions, ids = [problem.question for problem in batch], [problem.problem_id for problem in batch]
-        rollouts = self._timed_rollouts(questions, ids)
-        greedy = self.greedy_engine.rollout(questions, 1, self.seed, ids)
+        started = time.perf_counter()
+        start = self.engine.start(questions, self.seed, ids)
+        rollouts = self._rollouts(start, ids)
+        self._clock(started, len(batch) * self.num_rollouts)
+        greedy = self._greedy(start, questions, ids)
         records = [self._record(problem, i, rollouts, greedy) for i, problem in enumerate(batch)]
-        if self.written is not None:
+        if self.written_engine is not None:
             self._add_written(records, batch)
         if self.reward_model is not None:
             self._add_scores(records, questions, rollouts)
-            self._add_searches(records, batch)
+            self._add_searches(records, batch, start)
         self._add_shared_positions(records, questions)
         return [record | {"chosen": choose(record, self.aggregations)} for record in records]
 
@@ -219,17 +226,24 @@ class ParallelTTSModule(LightningModule):
 
     # Parts of a step --------------------------------------------------------------------------------------------------
 
-    def _timed_rollouts(self, questions: Sequence[str], ids: Sequence[str]) -> Rollouts:
-        started = time.perf_counter()
+    def _rollouts(self, start: ThoughtState, ids: list[str]) -> Rollouts:
         parts = self._over_rollouts(
-            lambda first, end: self.engine.rollout(questions, end - first, self.seed, ids, first), len(questions)
+            lambda first, end: self.engine.rollout_from(start, end - first, ids, first), len(ids)
         )
-        rollouts = join_rollouts(self.engine, questions, parts)
+        return join_rollouts(self.engine, start.prompts, parts)
+
+    def _clock(self, started: float, num_rollouts: int) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.rollout_seconds += time.perf_counter() - started
-        self.rollouts_drawn += len(questions) * self.num_rollouts
-        return rollouts
+        self.rollouts_drawn += num_rollouts
+
+    def _greedy(self, start: ThoughtState, questions: Sequence[str], ids: list[str]) -> Rollouts:
+        """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
+        sampler = self.engine.sampler
+        if sampler.shares_prompt and not sampler.random_pass:
+            return self.greedy_engine.rollout_from(start, 1, ids)
+        return self.greedy_engine.rollout(questions, 1, self.seed, ids)
 
     def _record(self, problem: Problem, i: int, rollouts: Rollouts, greedy: Rollouts) -> Record:
         lengths = rollouts.num_latents[i].tolist()
@@ -255,9 +269,8 @@ class ParallelTTSModule(LightningModule):
         }
 
     def _add_written(self, records: Sequence[Record], batch: Sequence[Problem]) -> None:
-        assert self.written is not None
-        engine = RolloutEngine(self.written, max_answer_tokens=self.max_written_tokens)
-        chains = engine.rollout([problem.question for problem in batch], num_rollouts=1)
+        assert self.written_engine is not None
+        chains = self.written_engine.rollout([problem.question for problem in batch], num_rollouts=1)
         for i, (record, problem) in enumerate(zip(records, batch, strict=True)):
             answer = self._answer(problem, chains.texts[i][0], chains.answers[i][0])
             record["written"] = answer | {"token_steps": int(chains.token_steps[i])}
@@ -273,11 +286,11 @@ class ParallelTTSModule(LightningModule):
             for rollout, steps in zip(record["rollouts"], of_problem, strict=True):
                 rollout["step_scores"] = rounded(steps[: rollout["num_latents"]])
 
-    def _add_searches(self, records: Sequence[Record], batch: Sequence[Problem]) -> None:
+    def _add_searches(self, records: Sequence[Record], batch: Sequence[Problem], start: ThoughtState) -> None:
         questions, ids = [problem.question for problem in batch], [problem.problem_id for problem in batch]
         assert self.reward_model is not None
         for search in self.searches:
-            result = search.search(self.engine, self.reward_model, questions, self.seed, ids)
+            result = search.search(self.engine, self.reward_model, questions, self.seed, ids, start)
             found = zip(records, batch, result.texts, result.answers, result.token_steps.tolist(), strict=True)
             for record, problem, text, answer, steps in found:
                 record["search"][search.name] = self._answer(problem, text, answer) | {"token_steps": steps}

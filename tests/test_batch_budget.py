@@ -192,7 +192,7 @@ def test_rollouts_drawn_a_few_at_a_time_are_those_drawn_at_once(sampler, backbon
     engine = RolloutEngine(backbone, sampler, max_answer_tokens=6)
     whole = engine.rollout(questions[:3], 7, seed=2)
     parts = [engine.rollout(questions[:3], n, seed=2, first_rollout=first) for first, n in ((0, 3), (3, 1), (4, 3))]
-    joined = join_rollouts(engine, questions[:3], parts)
+    joined = join_rollouts(engine, engine.start(questions[:3]).prompts, parts)
     torch.testing.assert_close(joined.latents, whole.latents, rtol=1e-4, atol=1e-5)
     assert (joined.texts, joined.answers, joined.problem_ids) == (whole.texts, whole.answers, whole.problem_ids)
     for name in ("num_latents", "answer_ids", "token_steps"):

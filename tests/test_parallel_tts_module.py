@@ -136,6 +136,27 @@ def test_searches_are_records_of_their_own_and_are_measured(backbone, problems, 
     assert set(found["accuracy"]["beam_search"]) == {"2x2"} and set(found["token_steps"]["particle_filtering"]) == {"4"}
 
 
+@pytest.mark.parametrize(
+    ("sampler", "passes"),
+    [
+        (AdditiveGaussianNoise(0.4), 1),
+        (MonteCarloDropout(0.2, scope="latent"), 2),  # the greedy one leaves no token for a random pass
+        (MonteCarloDropout(0.2, scope="prompt+latent"), 3),  # rollouts, greedy, search: nothing can be shared
+    ],
+    ids=["noise", "dropout", "dropout in the prompt"],
+)
+def test_rollouts_greedy_answer_and_searches_share_one_prompt_pass(
+    backbone, problems, reward_folder, monkeypatch, sampler, passes
+):
+    encoded = []
+    encode = RolloutEngine._encode
+    monkeypatch.setattr(
+        RolloutEngine, "_encode", lambda self, state, prompts: encoded.append(prompts) or encode(self, state, prompts)
+    )
+    make_module(backbone, sampler, reward_model=reward_folder, search=["beam_search"]).predict_step(problems[:3])
+    assert len(encoded) == passes
+
+
 def test_the_answer_rule_decides_what_counts_as_right(backbone, problems):
     module = make_module(backbone)
     near = Problem("near", "?", 3.0)

@@ -268,3 +268,26 @@ def test_impossible_rollouts_are_refused(tiny_backbone, questions):
         engine.rollout(questions, num_rollouts=1, problem_ids=["a"])
     with pytest.raises(UserError, match="max_answer_tokens"):
         RolloutEngine(tiny_backbone(), max_answer_tokens=0)
+
+
+@pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])
+def test_prompts_that_were_encoded_once_can_be_rolled_out_again_and_again(kind, tiny_backbone, questions):
+    """By another sampler, other rollouts, and a search that goes on from them: each as from its own encoding."""
+    backbone = tiny_backbone(kind, "llama")
+    noisy = RolloutEngine(backbone, AdditiveGaussianNoise(0.4), max_answer_tokens=5)
+    greedy = RolloutEngine(backbone, max_answer_tokens=5)
+    ids = [f"p{i}" for i in range(len(questions))]
+    start = noisy.start(questions, 3, ids)
+    found = [
+        noisy.rollout_from(start, 4, ids),
+        greedy.rollout_from(start, 1, ids),
+        noisy.rollout_from(start, 2, ids, 4),
+    ]
+    apart = [
+        noisy.rollout(questions, 4, 3, ids),
+        greedy.rollout(questions, 1, 3, ids),
+        noisy.rollout(questions, 2, 3, ids, 4),
+    ]
+    for one, other in zip(found, apart, strict=True):
+        assert torch.equal(one.latents, other.latents) and one.texts == other.texts
+        assert torch.equal(one.token_steps, other.token_steps)

@@ -74,6 +74,7 @@ class Search(Protocol):
         questions: Sequence[str],
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
+        start: ThoughtState | None = None,
     ) -> SearchResult:
         """Finds an answer to every question.
 
@@ -83,6 +84,7 @@ class Search(Protocol):
             questions: P questions, without the prompt form around them.
             seed: Together with the problem id it decides every random draw.
             problem_ids: P ids; ``None`` derives each from its question's text.
+            start: What ``engine.start`` made of them, where the prompts have been encoded already.
         """
 
 
@@ -109,9 +111,10 @@ class ScoredThoughts:
         num_rows: int,
         seed: int,
         problem_ids: Sequence[str] | None,
+        start: ThoughtState | None = None,
         distinct: bool = False,
     ) -> None:
-        start = engine.start(questions, seed, problem_ids)
+        start = engine.start(questions, seed, problem_ids) if start is None else start
         self.engine, self.scorer, self.keys, self.distinct = engine, scorer, start.keys, distinct
         self.state: ThoughtState = engine.expand(start, num_rows)
         rewards = scorer.start(questions)

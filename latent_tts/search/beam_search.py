@@ -29,6 +29,7 @@ from latent_tts.aggregation import MajorityVoting, StepReduction, reduce_step_sc
 from latent_tts.errors import UserError
 from latent_tts.rollout import RolloutEngine
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
+from latent_tts.thought_state import ThoughtState
 
 Final = Literal["best", "vote"]
 
@@ -72,10 +73,11 @@ class BeamSearch:
         questions: Sequence[str],
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
+        start: ThoughtState | None = None,
     ) -> SearchResult:
         """See `Search.search`."""
         first = self.num_first or self.num_beams * self.num_candidates
-        rows = ScoredThoughts(engine, reward_model, questions, first, seed, problem_ids, distinct=True)
+        rows = ScoredThoughts(engine, reward_model, questions, first, seed, problem_ids, start, distinct=True)
         while not rows.done:
             rows.select(self._best(rows, self.num_beams))
             rows.think(self.num_candidates)

@@ -43,6 +43,7 @@ from latent_tts.errors import UserError
 from latent_tts.rollout import RolloutEngine
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
 from latent_tts.seeding import fold_in, uniform
+from latent_tts.thought_state import ThoughtState
 
 StepScoreMeaning = Literal["potential", "reward"]
 Final = Literal["vote", "best"]
@@ -99,9 +100,10 @@ class ParticleFiltering:
         questions: Sequence[str],
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
+        start: ThoughtState | None = None,
     ) -> SearchResult:
         """See `Search.search`."""
-        rows = ScoredThoughts(engine, reward_model, questions, self.num_particles, seed, problem_ids)
+        rows = ScoredThoughts(engine, reward_model, questions, self.num_particles, seed, problem_ids, start)
         log_weights = self._step_log_weights(rows)  # (P, N)
         while not rows.done:
             log_weights = self._resample(rows, log_weights)
