@@ -49,6 +49,8 @@ class ReasoningStepsDataModule(LightningDataModule):
         val_seed: Seed of the problems that gsm-symbolic draws for validation.
         templates: Template ids that gsm-symbolic draws from; null for all whose solutions parse.
         exclude: Files and sets (such as gsm8k, for its test questions) whose questions are left out of training too.
+        step_range: Fewest and most written steps of a training problem, which others are left out for; null takes all.
+            For tables, as they are or resampled.
         question_column: Column of the question, where a source doesn't call it so.
         steps_column: Column of the steps, where a source doesn't call it so.
         answer_column: Column of the answer, where a source doesn't call it so.
@@ -72,6 +74,7 @@ class ReasoningStepsDataModule(LightningDataModule):
         val_seed: int = 1,
         templates: list[int] | None = None,
         exclude: list[str] | None = None,
+        step_range: tuple[int, int] | None = None,
         question_column: str | None = None,
         steps_column: str | None = None,
         answer_column: str | None = None,
@@ -94,6 +97,9 @@ class ReasoningStepsDataModule(LightningDataModule):
         self.seed, self.val_seed, self.fresh_per_epoch = seed, val_seed, fresh_per_epoch
         self.train_size, self.val_size, self.templates = train_size, val_size, templates
         self.exclude, self.skip_bad_rows = tuple(exclude or ()), skip_bad_rows
+        if step_range is not None and not 1 <= step_range[0] <= step_range[1]:
+            raise UserError(f"step_range must name the fewest and the most steps, from 1 on, got {list(step_range)}.")
+        self.step_range = step_range
         self.train_split, self.val_split, self.hub_config = train_split, val_split, hub_config
         self._columns = {
             "question_column": question_column,
@@ -168,7 +174,8 @@ class ReasoningStepsDataModule(LightningDataModule):
         source = source.removeprefix(RESAMPLED)
         table = find_table(source, self.train_split, self.hub_config, **self._columns)
         rows = example_rows(table, self.skip_bad_rows)
-        templates, left_out = templates_of((example for example in rows if example is not None), excluded)
+        wanted = (example for example in rows if example is not None and self._is_wanted(example))
+        templates, left_out = templates_of(wanted, excluded)
         rows.warn_of_bad_rows()
         if not templates:
             raise UserError(f"no problem of {source!r} can be resampled ({_reasons(left_out)}): name another source")
@@ -191,6 +198,8 @@ class ReasoningStepsDataModule(LightningDataModule):
         for example in rows:
             if example is None:
                 num_without_steps += 1
+            elif name == "training" and not self._is_wanted(example):
+                continue
             elif problem_id_from_question(example.question) not in excluded:
                 examples.append(example)
                 if len(examples) == size:
@@ -200,9 +209,13 @@ class ReasoningStepsDataModule(LightningDataModule):
         if not examples:
             raise UserError(
                 f"{source!r} has no usable {name} example among its {rows.num_rows} rows (a row needs steps, or an "
-                "answer with <<...>> annotations, and a question that is not excluded): name another source"
+                "answer with <<...>> annotations, a question that is not excluded, and as many steps as step_range says): "
+                "name another source"
             )
         return ListedExamples(examples)
+
+    def _is_wanted(self, example: ReasoningExample) -> bool:
+        return self.step_range is None or self.step_range[0] <= len(example.steps) <= self.step_range[1]
 
     def _excluded_questions(self) -> Iterator[str]:
         if self.val_examples is not None:

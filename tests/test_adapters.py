@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from callbacks.export import ExportBackbone, export_checkpoint
 from latent_tts.backbones.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapters
 from latent_tts.backbones.base import METADATA_FILE
+from latent_tts.backbones.extraction import extract_adapters
 from latent_tts.backbones.files import load_causal_lm
 from latent_tts.backbones.loading import KINDS, load_backbone
 from latent_tts.backbones.lora import LoRA, add_lora, hold_frozen_layers_in_bfloat16, merged
@@ -182,3 +184,76 @@ def test_frozen_layers_held_in_bfloat16_change_no_bit(base):
     assert all(torch.equal(one, two) for one, two in zip(before[1], after[1], strict=True))
     again = merged(backbone).state_dict()
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
+
+
+def moved(kind: str, folder: Path, rank: int):
+    """A backbone whose every layer, norm and bias has moved away from its base, the matrices by a change of this rank."""
+    backbone = load_for_training(KINDS[kind], str(folder))
+    generator = torch.Generator().manual_seed(1)
+    tables = {id(backbone.model.get_input_embeddings().weight), id(backbone.model.get_output_embeddings().weight)}
+    for parameter in backbone.model.parameters():
+        if parameter.ndim == 2 and id(parameter) not in tables:
+            one, two = (torch.randn(side, rank, generator=generator) for side in parameter.shape)
+            parameter.data += 0.03 * one @ two.T
+        elif parameter.ndim == 1:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return backbone.eval()
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("coconut", "gpt2"), ("colar", "llama"), ("cot", "llama")])
+def test_a_change_of_low_rank_is_extracted_whole(base, tmp_path, kind, layout):
+    folder = base(layout, tie_word_embeddings=layout == "gpt2")
+    backbone = moved(kind, folder, rank=3)
+    assert extract_adapters(backbone, str(folder), 3, tmp_path) == pytest.approx(1.0, abs=1e-5)
+    expected, found = backbone.published_state_dict(), load_backbone(tmp_path).published_state_dict()
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_what_is_extracted_is_the_best_of_its_rank(base, tmp_path):
+    """Compared with numpy's decomposition of every difference; the share kept is that of the squared singular values."""
+    folder = base("gpt2")
+    backbone = moved("coconut", folder, rank=6)
+    share = extract_adapters(backbone, str(folder), 2, tmp_path)
+    before, after = dict(load_causal_lm(folder).state_dict()), load_backbone(tmp_path).model.state_dict()
+    kept = total = 0.0
+    for key, value in backbone.model.state_dict().items():
+        if value.ndim == 2 and not key.endswith(("wte.weight", "wpe.weight", "lm_head.weight")):
+            left, singular, right = np.linalg.svd((value - before[key]).numpy().astype(np.float64), full_matrices=False)
+            best = (left[:, :2] * singular[:2]) @ right[:2]
+            np.testing.assert_allclose((after[key] - before[key]).numpy(), best, atol=1e-5)
+            kept, total = kept + (singular[:2] ** 2).sum(), total + (singular**2).sum()
+    assert share == pytest.approx(kept / total, rel=1e-4) and share < 0.9
+
+
+def test_impossible_ranks_are_refused(base, tmp_path):
+    folder = base("llama")
+    for r in (0, 33):
+        with pytest.raises(UserError, match="r must lie between 1 and 16"):  # keys and values of two heads
+            extract_adapters(moved("coconut", folder, 1), str(folder), r, tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "layout"), [("coconut", "llama"), ("codi", "gpt2")])
+def test_training_goes_on_in_the_stored_adapters(base, tmp_path, kind, layout):
+    """Also where alpha is another: outputs are those of the stored model, and what is saved again is the same."""
+    folder = base(layout)
+    backbone = trained(kind, folder)
+    save_adapters(backbone, str(folder), tmp_path / "stored")
+    again = load_for_training(KINDS[kind], str(folder), seed=7)
+    add_lora(again, LoRA(r=4, alpha=2, dropout=0.0, adapters=str(tmp_path / "stored")))
+    one, two = rollouts(backbone), rollouts(again.eval())
+    assert one.texts == two.texts
+    torch.testing.assert_close(two.latents, one.latents, atol=1e-4, rtol=1e-4)
+    save_adapters(again, str(folder), tmp_path / "again")
+    stored, saved = load_backbone(tmp_path / "stored"), load_backbone(tmp_path / "again")
+    for key, value in stored.published_state_dict().items():
+        torch.testing.assert_close(saved.published_state_dict()[key], value, atol=1e-6, rtol=1e-5, msg=key)
+
+
+def test_adapters_of_another_shape_or_base_are_not_gone_on_from(base, tmp_path):
+    folder, other = base("llama"), base("llama", initializer_range=0.1)
+    save_adapters(trained("coconut", folder), str(folder), tmp_path)
+    for model, r, reason in ((folder, 2, "do not fit"), (other, 4, "another base")):
+        with pytest.raises(UserError, match=reason):
+            add_lora(load_for_training(KINDS["coconut"], str(model)), LoRA(r=r, adapters=str(tmp_path)))

@@ -120,6 +120,32 @@ def test_questions_of_excluded_files_are_left_out_too(files, tmp_path):
     assert "3 and 1?" not in {example.question for example in data.train_examples.examples}
 
 
+def test_a_step_range_leaves_out_training_problems_with_fewer_or_more_steps(tmp_path):
+    """As they are and resampled; validation keeps its problems."""
+
+    def chain(i: int, num_steps: int) -> dict:
+        numbers = [13 + i, *(17 + i * step for step in range(1, num_steps + 1))]
+        steps, total = [], numbers[0]
+        for number in numbers[1:]:
+            steps.append(f"<<{total}+{number}={total + number}>>")
+            total += number
+        words = " and then ".join(f"{number} pens" for number in numbers)
+        return {"question": f"Person {'ab'[i % 2]} has {words}. How many pens?", "steps": steps, "answer": str(total)}
+
+    everything = [chain(i, num_steps) for i in (1, 2) for num_steps in (1, 2, 3, 4)]
+    train, val = write(tmp_path / "train.jsonl", everything), write(tmp_path / "val.jsonl", [chain(9, 5)])
+    listed = ReasoningStepsDataModule(train=train, val=val, step_range=(2, 3))
+    listed.setup("fit")
+    assert sorted(len(example.steps) for example in listed.train_examples.examples) == [2, 2, 3, 3]
+    assert [len(example.steps) for example in listed.val_examples.examples] == [5]
+    drawn = ReasoningStepsDataModule(train=f"resampled:{train}", val=val, step_range=(2, 3), train_size=60)
+    drawn.setup("fit")
+    assert {len(drawn.train_examples[[i]][0].steps) for i in range(60)} == {2, 3}
+    for bad in ((0, 2), (3, 2)):
+        with pytest.raises(UserError, match="step_range must name the fewest and the most steps"):
+            ReasoningStepsDataModule(train=train, val=None, step_range=bad)
+
+
 def test_gsm8k_trains_without_the_questions_it_validates_on(shared_data):
     data = ReasoningStepsDataModule(
         train=str(shared_data / "gsm8k/train.jsonl"), val=str(shared_data / "gsm8k/valid_steps.json")

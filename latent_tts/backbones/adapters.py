@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,22 +39,72 @@ def save_adapters(backbone: LatentBackbone, base: str, folder: str | Path, dtype
     Raises:
         UserError: The backbone has no adapters, or its base cannot be read or has adapters itself.
     """
-    from safetensors.torch import save_file
-
     configs = getattr(backbone.model, "peft_config", None)
     if not configs:
-        raise UserError("This backbone was trained in full, without adapters: export the whole of it.")
-    folder, base_folder = Path(folder), resolve_folder(base)
-    if has_adapters(base_folder):
-        raise UserError(f"{base} is itself stored as adapters, on which no others can be put: export the whole model.")
-    base_weights = _weights_of_base(load_causal_lm(base_folder))
-    added = {key: value if dtype is None else value.to(dtype) for key, value in _added(backbone, base_weights).items()}
-    backbone.save_layout(folder, dtype)
-    save_file(
-        {key: value.contiguous().cpu() for key, value in added.items()}, folder / ADAPTER_WEIGHTS, {"format": "pt"}
-    )
+        raise UserError("This backbone was trained in full, without adapters: export the whole of it, or extract some.")
     (config,) = configs.values()
-    described = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
+    base_weights = weights_of_base(load_causal_lm(whole_model(base)))
+    write_adapters(folder, backbone, config.to_dict(), added_weights(backbone, base_weights), base, base_weights, dtype)
+
+
+def load_adapters(backbone: LatentBackbone, folder: Path) -> None:
+    """Gives fresh adapters of a backbone the factors that are stored in a folder, and its base the other weights there.
+
+    Raises:
+        UserError: They belong to another base, or are not of the same shape.
+    """
+    config, stored = read_json(folder / ADAPTER_CONFIG), read_safetensors(folder)
+    targets = {
+        name.replace(".base_layer.", ".").replace(".default.", "."): p for name, p in backbone.named_parameters()
+    }
+    for key, value in _checked_base(folder, config).items():
+        if not _same(targets[f"model.{key}"].data[: len(value)], value):
+            raise UserError(f"The adapters in {folder} belong to another base than this model ({key} differs).")
+    fresh: Any = next(iter(backbone.model.peft_config.values()))  # type: ignore[operator, union-attr]
+    scale = config["lora_alpha"] / config["r"] * fresh.r / fresh.lora_alpha
+    for key, value in stored.items():
+        name = key.removeprefix(FACTOR_PREFIX).removesuffix(ADDED_ROWS)
+        target: Tensor | None = targets.get(f"model.{name}", targets.get(name))
+        if target is not None and key.endswith(ADDED_ROWS):
+            target = target[-len(value) :]
+        if target is None or target.shape != value.shape:
+            raise UserError(
+                f"The adapters in {folder} do not fit: {key} {tuple(value.shape)} has no place of its shape in this model, "
+                f"whose adapters have rank {fresh.r}."
+            )
+        with torch.no_grad():
+            target.copy_(value * scale if key.endswith(UP) else value)
+
+
+def whole_model(base: str) -> Path:
+    """The folder of a model that adapters can be put on.
+
+    Raises:
+        UserError: There is no such model, or it is stored as adapters itself.
+    """
+    folder = resolve_folder(base)
+    if has_adapters(folder):
+        raise UserError(f"{base} is itself stored as adapters, on which no others can be put: name a whole model.")
+    return folder
+
+
+def write_adapters(
+    folder: str | Path,
+    backbone: LatentBackbone,
+    config: dict[str, Any],
+    added: dict[str, Tensor],
+    base: str,
+    base_weights: dict[str, Tensor],
+    dtype: torch.dtype | None,
+) -> None:
+    """Writes a folder of adapters: what `added_weights` found, or what stands for it, and all that describes it."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    backbone.save_layout(folder, dtype)
+    stored = {key: (value if dtype is None else value.to(dtype)).contiguous().cpu() for key, value in added.items()}
+    save_file(stored, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    described = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     described |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2, sort_keys=True, default=str) + "\n")
     metadata = backbone.metadata() | {"base_fingerprint": fingerprint(base_weights)}
@@ -76,12 +127,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _merged_weights(folder: Path) -> dict[str, Tensor]:
     config = read_json(folder / ADAPTER_CONFIG)
-    weights = _weights_of_base(_base_of(folder, config["base_model_name_or_path"]))
-    if fingerprint(weights) != read_json(folder / METADATA_FILE).get("base_fingerprint"):
-        raise UserError(
-            f"The adapters in {folder} were trained on other weights than those of {config['base_model_name_or_path']!r}: "
-            "make or download that model as it was."
-        )
+    weights = _checked_base(folder, config)
     added = {key: value.float() for key, value in read_safetensors(folder).items()}
     scale = config["lora_alpha"] / config["r"]
     for key, value in added.items():
@@ -97,14 +143,26 @@ def _merged_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _base_of(folder: Path, base: str) -> PreTrainedModel:
+def _checked_base(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights of the base that adapters were trained on.
+
+    Raises:
+        UserError: The base is not there, or has other weights by now.
+    """
+    base = config["base_model_name_or_path"]
     try:
-        return load_causal_lm(resolve_folder(base))
+        weights = weights_of_base(load_causal_lm(whole_model(base)))
     except UserError as error:
         raise UserError(f"The adapters in {folder} need the model that they were trained on. {error}") from error
+    if fingerprint(weights) != read_json(folder / METADATA_FILE).get("base_fingerprint"):
+        raise UserError(
+            f"The adapters in {folder} were trained on other weights than those of {base!r}: make or download that "
+            "model as it was."
+        )
+    return weights
 
 
-def _added(backbone: LatentBackbone, base: dict[str, Tensor]) -> dict[str, Tensor]:
+def added_weights(backbone: LatentBackbone, base: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the base does not have, by the key in the file."""
     added = {}
     for key, value in backbone.published_state_dict().items():
@@ -124,7 +182,7 @@ def _same(value: Tensor, base: Tensor) -> bool:
     return torch.equal(value.to(base.dtype), base)  # frozen layers may be held in bfloat16, where that loses nothing
 
 
-def _weights_of_base(model: PreTrainedModel) -> dict[str, Tensor]:
+def weights_of_base(model: PreTrainedModel) -> dict[str, Tensor]:
     """Weights of a causal LM by key, without those tied to another."""
     tied = (getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else ()
     return {key: value for key, value in model.state_dict().items() if key not in tied}

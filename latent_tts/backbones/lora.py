@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.pytorch_utils import Conv1D
 
+from latent_tts.backbones.adapters import load_adapters
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.errors import UserError
 
@@ -31,6 +33,8 @@ class LoRA:
     """Names of the layers that get an adapter; none takes every linear layer of the blocks, whatever the architecture."""
     train_embeddings: bool = False
     """Whether the token embeddings and the vocabulary projection are trained too, in full."""
+    adapters: str | None = None
+    """Folder of stored adapters of the same rank and base to go on from; none starts with adapters that change nothing."""
 
     def __post_init__(self) -> None:
         if self.r < 1 or not 0.0 <= self.dropout < 1.0:
@@ -43,7 +47,7 @@ def add_lora(backbone: LatentBackbone, lora: LoRA, seed: int = 0) -> None:
     """Puts adapters into the causal LM and freezes what is not to be trained; the outputs are unchanged at first.
 
     Raises:
-        UserError: No layer is named as `target_modules` says.
+        UserError: No layer is named as `target_modules` says, or the stored adapters are of another shape or base.
     """
     config = LoraConfig(
         r=lora.r,
@@ -60,6 +64,8 @@ def add_lora(backbone: LatentBackbone, lora: LoRA, seed: int = 0) -> None:
             inject_adapter_in_model(config, backbone.model)
         except ValueError as error:
             raise UserError(f"No adapter fits this {backbone.model.config.model_type} model: {error}") from error
+    if lora.adapters is not None:
+        load_adapters(backbone, Path(lora.adapters))
     if lora.train_embeddings:
         for table in (backbone.model.get_input_embeddings(), backbone.model.get_output_embeddings()):
             table.requires_grad_(True)
