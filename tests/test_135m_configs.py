@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 import train
+from latent_tts.backbones.extraction import extract_adapters
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.cli import main_guard
 from lightning_modules.training_cli import CONFIGS
@@ -30,9 +33,10 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def fit(folder: Path, kind: str, backbone: Path, monkeypatch, max_epochs: int = 1) -> Path:
+def fit(folder: Path, name: str, backbone: Path, monkeypatch, max_epochs: int = 1, **model: Any) -> Path:
     """Runs a recipe with its own mixture of sources, from small files, one optimizer step an epoch; the folder it exports."""
-    recipe = yaml.safe_load((CONFIGS / f"{kind}-135m.yaml").read_text())
+    recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    (export,) = (c for c in recipe["trainer"]["callbacks"] if c["class_path"] == "callbacks.export.ExportBackbone")
     files = {"train.jsonl": folder / "train.jsonl", "train.csv": folder / "masked.csv"}
     mixture = recipe["data"]["init_args"]["train"]
     small = {}
@@ -48,14 +52,11 @@ def fit(folder: Path, kind: str, backbone: Path, monkeypatch, max_epochs: int = 
             "enable_progress_bar": False,
             "logger": False,
             "callbacks": [
-                {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder / kind), "filename": "last"}},
-                {
-                    "class_path": "callbacks.export.ExportBackbone",
-                    "init_args": {"folder": str(folder / f"{kind}-model")},
-                },
+                {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder / name), "filename": "last"}},
+                export | {"init_args": export["init_args"] | {"folder": str(folder / f"{name}-model")}},
             ],
         },
-        "model": {"init_args": {"backbone": str(backbone), "max_answer_tokens": 8}},
+        "model": {"init_args": {"backbone": str(backbone), "max_answer_tokens": 8} | model},
         "data": {
             "init_args": {
                 "train": small,
@@ -67,25 +68,37 @@ def fit(folder: Path, kind: str, backbone: Path, monkeypatch, max_epochs: int = 
         },
     }
     (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-    files_given = [CONFIGS / f"{kind}-135m.yaml", folder / "overlay.yaml"]
+    files_given = [CONFIGS / f"{name}.yaml", folder / "overlay.yaml"]
     monkeypatch.setattr(
         "sys.argv", ["train.py", "fit", *(part for file in files_given for part in ("--config", str(file)))]
     )
     assert main_guard(train.main) == 0
-    return folder / f"{kind}-model"
+    return folder / f"{name}-model"
 
 
 def test_written_reasoning_is_trained_first_and_every_latent_kind_starts_from_it(folder, monkeypatch):
-    cot = fit(folder, "cot", folder / "base", monkeypatch)
+    cot = fit(folder, "cot-135m", folder / "base", monkeypatch)
     assert load_backbone(cot).kind == "cot"
     for kind, latents, epochs in (("coconut", 6, 4), ("codi", 6, 1), ("colar", 64, 1)):
-        backbone = load_backbone(fit(folder, kind, cot, monkeypatch, epochs))
+        backbone = load_backbone(fit(folder, f"{kind}-135m", cot, monkeypatch, epochs))
         assert (backbone.kind, backbone.num_latents) == (kind, latents)
 
 
-@pytest.mark.parametrize("kind", ["cot", "coconut", "codi", "colar"])
-def test_every_recipe_keeps_all_evaluation_sets_out(kind):
-    data = yaml.safe_load((CONFIGS / f"{kind}-135m.yaml").read_text())["data"]["init_args"]
+def test_adapters_of_written_reasoning_are_extracted_trained_further_and_stored_alone(folder, monkeypatch):
+    cot = fit(folder, "cot-135m", folder / "base", monkeypatch)
+    extract_adapters(load_backbone(cot), str(folder / "base"), 4, folder / "extracted")
+    lora = {"r": 4, "adapters": str(folder / "extracted")}
+    out = fit(folder, "cot-135m-adapter", folder / "base", monkeypatch, lora=lora)
+    assert not (out / "model.safetensors").exists()
+    trained, extracted = (load_backbone(path).model.state_dict() for path in (out, folder / "extracted"))
+    assert any(not torch.equal(value, extracted[key]) for key, value in trained.items())
+    latent = load_backbone(fit(folder, "coconut-135m", out, monkeypatch))  # and latent kinds start from adapters too
+    assert latent.kind == "coconut"
+
+
+@pytest.mark.parametrize("name", ["cot-135m", "cot-135m-adapter", "coconut-135m", "codi-135m", "colar-135m"])
+def test_every_recipe_keeps_all_evaluation_sets_out(name):
+    data = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["init_args"]
     names = {"/".join(Path(file).parts[-2:]) for file in data["exclude"]}
     assert names == {"gsm8k/valid_steps.json", "gsm8k/test.jsonl", "gsm_hard/test.json", "multiarith/test.json"}
     assert data["val"] in data["exclude"]
