@@ -15,7 +15,7 @@ from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.cot import Cot
-from latent_tts.backbones.files import load_tokenizer, read_json, resolve_folder
+from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
 from latent_tts.errors import UserError
 
 KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar, Cot)}
@@ -105,7 +105,9 @@ def published_kind(folder: Path) -> str | None:
     Raises:
         UserError: The folder's files cannot be read.
     """
-    return _kind_of(read_json(folder / "config.json"), read_weights(folder))
+    return _kind_of(
+        read_json(folder / "config.json"), read_safetensors(folder)
+    )  # adapters keep own modules under their keys
 
 
 def _kind_of(config: dict[str, Any], weights: dict[str, Tensor]) -> str | None:
