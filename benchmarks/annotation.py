@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 from typing import Any
 
@@ -72,10 +73,13 @@ def continue_from(backbone: Any, inputs: Tensor, step: int, job: dict[str, Any])
 
 def work(job: dict[str, Any]) -> None:
     """A worker's side: one implementation at one setting, or the matrix products."""
+    from latent_tts.kernels.library import SWITCH
     from latent_tts.rollout import RolloutEngine
     from latent_tts.sampling import AdditiveGaussianNoise
     from latent_tts.values import annotate
 
+    if job["which"] == "reference":
+        os.environ[SWITCH] = "off"
     torch.set_grad_enabled(False)
     if job["threads"]:
         torch.set_num_threads(job["threads"])
@@ -83,7 +87,8 @@ def work(job: dict[str, Any]) -> None:
     if job["which"] == "GEMM":
         serve_gemm(min(job["problems"] * n * m, job["max_rows"]), SIZES[job["size"]][1], dtype, job["clock"], device)
         return
-    backbone = random_coconut(job["size"], dtype, job["num_latents"], device).requires_grad_(False)
+    backbone = random_coconut(job["size"], dtype, job["num_latents"], device)
+    backbone = backbone.freeze() if job["which"] == "ours" else backbone.requires_grad_(False)
     backbone.eos_token_id = -1  # random weights must not end an answer early: every row decodes all its tokens
     shape = (job["problems"], job["prompt_length"])
     prompts = torch.randint(1, 256, shape, generator=torch.Generator().manual_seed(0))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,12 @@ def straightforward(
 
 def work(job: dict[str, Any]) -> None:
     """A worker's side: one implementation at one setting, or the matrix products."""
+    from latent_tts.kernels.library import SWITCH
     from latent_tts.rollout import RolloutEngine
     from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 
+    if job["which"] == "reference":
+        os.environ[SWITCH] = "off"
     torch.set_grad_enabled(False)
     if job["threads"]:
         torch.set_num_threads(job["threads"])
@@ -82,7 +86,8 @@ def work(job: dict[str, Any]) -> None:
     if job["which"] == "GEMM":
         serve_gemm(n * problems, SIZES[job["size"]][1], dtype, job["clock"], device)
         return
-    backbone = random_coconut(job["size"], dtype, job["num_latents"], device).requires_grad_(False)
+    backbone = random_coconut(job["size"], dtype, job["num_latents"], device)
+    backbone = backbone.freeze() if job["which"] == "ours" else backbone.requires_grad_(False)
     backbone.eos_token_id = -1  # random weights must not end an answer early: every rollout decodes all its tokens
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, 256, (problems, job["prompt_length"]), generator=generator).tolist()

@@ -3,8 +3,10 @@
 The rows of a batch form a rectangle of P groups (problems) by G members (rollouts). Attention of a row joins the two
 parts exactly: its scores against the group's prefix and against its own suffix go through one softmax.
 
-    prefix  (P, H, L, hd)      right-padded, hidden where a shorter prompt has no token
+    prefix  keys (P, H, hd, L'), values (P, H, L, hd)   right-padded, hidden where a shorter prompt has no token
     suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling up to ``max_slots``
+
+On the CPU attention goes by the kernels (``latent_tts/kernels``) where they can compute it, elsewhere by batched products.
 
 This is the only file that touches a transformers ``Cache``. Not supported: sliding-window and linear attention.
 """
@@ -21,6 +23,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from latent_tts.kernels import attention
 from latent_tts.layers import attention_by_products, products_train_faster
 
 ATTENTION = "shared_prefix"
@@ -46,10 +49,18 @@ def attention_with_shared_prefix(
     if packed is not None:  # the training of reward models: see latent_tts/reward/packing.py
         return packed(module, query, key, value, **kwargs)
     if shared_prefix is None:
+        if _is_prompt_pass(query, key, value, attention_mask):
+            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+            return attention.attend_causally(query, key, value, scaling), None
         plain = attention_by_products if products_train_faster(query) else sdpa_attention_forward
         return plain(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
+
+
+def _is_prompt_pass(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> bool:
+    """Whether this is attention of whole, right-padded prompts to themselves that the kernel can compute."""
+    return attention_mask is None and query.shape[2] == key.shape[2] and attention.suits(query, key, value)
 
 
 AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
@@ -78,7 +89,7 @@ class SharedPrefixCache(Cache):
         max_slots: int | None = None,
     ) -> None:
         super().__init__(layers=[])
-        self.prefix = prefix  # per layer keys and values, each (P, H, L, hd)
+        self.prefix = prefix  # per layer keys (P, H, hd, L'), L' at least L, and values (P, H, L, hd)
         self.prefix_mask = prefix_mask  # (P, L) bool, None where every position is real
         self.suffix: list[tuple[Tensor, Tensor]] = []  # per layer, each (P, H, G, S, hd)
         self.group_size = group_size
@@ -86,8 +97,10 @@ class SharedPrefixCache(Cache):
         self.length = 0
         self.valid: Tensor | None = None  # (P, G, S) bool; None: every slot in use is a real position
         self.shared = False  # buffers belong to another cache too: copy before the first write
-        self.bias: Tensor | None = None  # of the running pass, see _visibility
-        self.whole_buffers = prefers_whole_buffers(prefix[0][0])
+        self.by_kernel = False  # of the running pass
+        self.prefix_lengths: Tensor | None = None  # of a running pass by the kernel, (P,) int64
+        self.bias: Tensor | None = None  # of another running pass, see _visibility
+        self.whole_buffers = prefers_whole_buffers(prefix[0][1])
 
     @classmethod
     def from_prompt(cls, cache: DynamicCache, mask: Tensor | None, max_slots: int | None = None) -> SharedPrefixCache:
@@ -98,12 +111,21 @@ class SharedPrefixCache(Cache):
             mask: (P, L) bool, None where every position is real.
             max_slots: Suffix positions that a row will need at most, where that is known: buffers grow no further.
         """
-        prefix = [(layer.keys, layer.values) for layer in cast(list[DynamicLayer], cache.layers)]
-        return cls(prefix, mask, max_slots=max_slots)  # type: ignore[arg-type]  # filled by the pass
+        prefix = []
+        for layer in cast(list[DynamicLayer], cache.layers):
+            keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)  # filled by the pass
+            columns = attention.in_columns(keys) if attention.suits(keys, values) else keys.transpose(-1, -2)
+            prefix.append((columns, values.contiguous()))
+        return cls(prefix, mask, max_slots=max_slots)
 
     @property
     def num_groups(self) -> int:
-        return self.prefix[0][0].shape[0]
+        return self._values.shape[0]
+
+    @property
+    def _values(self) -> Tensor:
+        """The prefixes' values in the first layer, (P, H, L, hd): what all layers are like."""
+        return self.prefix[0][1]
 
     @property
     def num_rows(self) -> int:
@@ -124,7 +146,7 @@ class SharedPrefixCache(Cache):
 
         The prefix is gathered only where groups are dropped or reordered.
         """
-        index = index.to(self.prefix[0][0].device)
+        index = index.to(self._values.device)
         groups = index[:, 0] // self.group_size  # (P',)
         same = len(groups) == self.num_groups and bool(
             (groups == torch.arange(len(groups), device=groups.device)).all()
@@ -170,8 +192,8 @@ class SharedPrefixCache(Cache):
     def _make_room(self, needed: int) -> None:
         """Sees to buffers of its own with at least the needed slots."""
         if not self.suffix:
-            shape = (self.num_groups, self.prefix[0][0].shape[1], self.group_size, 0, self.prefix[0][0].shape[3])
-            empty = self.prefix[0][0].new_empty(shape)
+            groups, heads, _, width = self._values.shape
+            empty = self._values.new_empty(groups, heads, self.group_size, 0, width)
             self.suffix = [(self._buffer(empty, needed), self._buffer(empty, needed)) for _ in self.prefix]
         elif self.shared or self.suffix[0][0].shape[3] < needed:
             self._copy_suffix(self.suffix, lambda buffer: buffer, needed)
@@ -198,7 +220,7 @@ class SharedPrefixCache(Cache):
         start, self.length = self.length, self.length + num_positions
         if real is not None or self.valid is not None:
             shape = (self.num_groups, self.group_size)
-            before = torch.ones(*shape, start, dtype=torch.bool, device=self.prefix[0][0].device)
+            before = torch.ones(*shape, start, dtype=torch.bool, device=self._values.device)
             before = before if self.valid is None else self.valid
             now = (
                 torch.ones_like(before[..., :1]).expand(*shape, num_positions)
@@ -206,7 +228,11 @@ class SharedPrefixCache(Cache):
                 else real.view(*shape, -1)
             )
             self.valid = torch.cat([before, now], dim=-1)
-        self.bias = self._visibility(num_positions)
+        self.by_kernel = attention.are_columns(self.prefix[0][0]) and attention.suits(*self.prefix[0])
+        if self.by_kernel:
+            self.prefix_lengths = self._prefix_lengths()
+        else:
+            self.bias = self._visibility(num_positions)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Writes the keys and values (R, H, Q, hd) of the running pass into their slots."""
@@ -219,15 +245,19 @@ class SharedPrefixCache(Cache):
     def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
         """Attention of the running pass: query (R, heads, Q, hd) to output (R, Q, heads, hd)."""
         prefix_keys, prefix_values = self.prefix[layer_idx]
+        if self.by_kernel:
+            assert self.prefix_lengths is not None
+            parts = prefix_keys, prefix_values, self.prefix_lengths, *self.suffix[layer_idx]
+            return attention.attend(query, *parts, self.length, self.valid, scaling)
         keys, values = (buffer[:, :, :, : self._slots] for buffer in self.suffix[layer_idx])  # (P, H, G, S, hd)
         rows, heads, length, width = query.shape
-        groups, kv_heads, prefix_length = prefix_keys.shape[:3]
+        groups, kv_heads, prefix_length = prefix_values.shape[:3]
         # Query heads that share a key head (grouped-query attention) become further query positions of that head.
         shape = (groups, self.group_size, kv_heads, heads // kv_heads, length, width)
         q = query.new_empty(groups, kv_heads, self.group_size, heads // kv_heads * length, width)
         split = query.view(shape).transpose(1, 2)  # (P, H, G, heads / H, Q, hd)
         torch.mul(split, scaling, out=q.view(split.shape))
-        on_prefix = q.view(groups, kv_heads, -1, width) @ prefix_keys.transpose(-1, -2)  # (P, H, G * Q, L)
+        on_prefix = q.view(groups, kv_heads, -1, width) @ prefix_keys[..., :prefix_length]  # (P, H, G * Q, L)
         on_suffix = q @ keys.transpose(-1, -2)  # (P, H, G, Q, S)
         joined = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
         scores = joined.float()
@@ -243,11 +273,11 @@ class SharedPrefixCache(Cache):
 
     def placeholder_mask(self) -> Tensor:
         """What the model is given as attention mask: 4-D, so that it is passed on as it is, and read by nobody."""
-        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.prefix[0][0].device)
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._values.device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions a row has behind it, padding included."""
-        return self.prefix[0][0].shape[2] + self.length
+        return self._values.shape[2] + self.length
 
     @property
     def _slots(self) -> int:
@@ -260,23 +290,29 @@ class SharedPrefixCache(Cache):
         Returns:
             (P | 1, 1, G | 1, 1, Q, L + S), or None where everything may be seen.
         """
-        keys = self.prefix[0][0]
+        values = self._values
         before, slots, prefix = self.length - num_positions, self._slots, self.prefix_mask
         if prefix is None and self.valid is None and num_positions == 1 and slots == self.length:
             return None
-        slot = torch.arange(slots, device=keys.device)
-        query = before + torch.arange(num_positions, device=keys.device).unsqueeze(-1)
+        slot = torch.arange(slots, device=values.device)
+        query = before + torch.arange(num_positions, device=values.device).unsqueeze(-1)
         suffix = (slot <= query).view(1, 1, 1, 1, num_positions, slots)
         if self.valid is not None:
             # A waiting position sees itself, or its softmax would be over nothing; nobody reads what it computes.
             valid = nn.functional.pad(self.valid, (0, slots - self.length))
             suffix = suffix & (valid.view(self.num_groups, 1, self.group_size, 1, 1, slots) | (slot == query))
         if prefix is None:
-            prefix = torch.ones(1, keys.shape[2], dtype=torch.bool, device=keys.device)
+            prefix = torch.ones(1, values.shape[2], dtype=torch.bool, device=values.device)
         prefix = prefix.view(prefix.shape[0], 1, 1, 1, 1, -1)
         shape = torch.broadcast_shapes(prefix.shape[:-1], suffix.shape[:-1])
         seen = torch.cat([prefix.expand(*shape, -1), suffix.expand(*shape, -1)], dim=-1)
         return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
+
+    def _prefix_lengths(self) -> Tensor:
+        """Real positions of every prefix, (P,) int64."""
+        if self.prefix_mask is not None:
+            return self.prefix_mask.sum(dim=1)
+        return torch.full((self.num_groups,), self._values.shape[2])
 
     def _as_groups(self, states: Tensor) -> Tensor:
         return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)

@@ -17,21 +17,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
+from latent_tts.kernels import products
+from latent_tts.kernels.elementwise import GELU, SiLU
+
+_ACTIVATIONS: dict[type, Callable[[Any], nn.Module]] = {
+    NewGELUActivation: lambda _: GELU(approximate="tanh"),
+    GELUTanh: lambda _: GELU(approximate="tanh"),
+    nn.GELU: lambda plain: GELU(approximate=plain.approximate),
+    SiLUActivation: lambda _: SiLU(),
+    nn.SiLU: lambda _: SiLU(),
+}
 _FEW_ROWS = 192  # up to here repacking the weights costs more than transposing the result
 _PAGE = 4096  # bytes
 _SPREAD = 32  # elements between the rows of spread weights
 
 
-def use_fast_layers(model: PreTrainedModel) -> None:
+def use_fast_layers(model: nn.Module) -> None:
     """Gives a model's activations and linear layers their faster form; names, weights and formulas stay."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, NewGELUActivation):
-                setattr(module, name, nn.GELU(approximate="tanh"))
+            if type(child) in _ACTIVATIONS:
+                setattr(module, name, _ACTIVATIONS[type(child)](child))
         # The class changes in place, so that hooks, ties and adapters that hold the layer keep holding it.
         if type(module) is nn.Linear:
             module.__class__ = FastLinear
@@ -45,36 +54,113 @@ def has_bfloat16_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 
-class FastLinear(nn.Linear):
-    """``nn.Linear`` that transposes the product where that is faster."""
+class PackedWeights(nn.Module):
+    """A linear layer whose weights are held in the order in which the kernels read them, while it is used without gradients.
+
+    Only layers of a frozen model are (`LatentBackbone.freeze`). In panels, ``weight`` is
+    flat; what asks for it by another way than the forward pass (a state dict, another device, a training) gets it as it was.
+    """
+
+    weight: Any  # nn.Parameter
+    bias: Any  # nn.Parameter | None
+    may_pack = False
+    packed = False
+
+    def matrix_shape(self) -> tuple[int, int]:
+        """Inputs and outputs, (K, N)."""
+        raise NotImplementedError
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """Weights in the layer's shape to (K, N), and back."""
+        return weight
+
+    def by_kernel(self, x: Tensor) -> Tensor | None:
+        """The layer's output (..., N); None where the kernels can't give it, and then the weights are as they were."""
+        inputs, outputs = self.matrix_shape()
+        fixed = self.may_pack and not self.weight.requires_grad and x.dtype == self.weight.dtype
+        if not (fixed and products.suits(x, inputs, outputs)):
+            self.unpack()
+            return None
+        if not self.packed:
+            self._replace(lambda weight: products.pack(self.as_matrix(weight)))
+        return products.product(x, self.weight, self.bias, outputs)
+
+    def unpack(self) -> None:
+        """Puts the weights back into the layer's own layout."""
+        if self.packed:
+            self._replace(lambda panels: self.as_matrix(products.unpack(panels, *self.matrix_shape())).contiguous())
+
+    def _replace(self, arrange: Callable[[Tensor], Tensor]) -> None:
+        rearrange_weight(self, arrange)
+        self.packed = not self.packed
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.unpack()
+        return super()._apply(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.unpack()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args)
+
+
+class FastLinear(PackedWeights, nn.Linear):
+    """``nn.Linear`` that goes by the kernels, or transposes the product where that is faster."""
+
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.in_features, self.out_features
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        return weight.t()
 
     def forward(self, input: Tensor) -> Tensor:
+        output = self.by_kernel(input)
+        if output is not None:
+            return output
         if _transpose(input, self.weight):
             return _transposed_product(input, self.weight, self.bias)
         return super().forward(input)
 
 
-class FastConv1D(Conv1D):
-    """transformers' linear layer of GPT-2, with weights (inputs, outputs), in the layout that suits the pass.
+class FastConv1D(PackedWeights, Conv1D):
+    """transformers' linear layer of GPT-2, with weights (inputs, outputs), by the kernels or in the layout that suits the pass.
 
     Only weights that need no gradient are laid out anew: an optimizer may count on the layout it has met.
     """
 
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.nx, self.nf
+
     def forward(self, x: Tensor) -> Tensor:
+        output = self.by_kernel(x)
+        if output is not None:
+            return output
         if torch.is_grad_enabled() or x.device.type != "cpu" or self.weight.requires_grad:
             return super().forward(x)
         if self.weight.dtype == torch.bfloat16 and has_bfloat16_units():
             if not self.weight.t().is_contiguous():
-                self._lay_out(lambda weight: weight.t().contiguous().t())  # rows of outputs
+                rearrange_weight(self, lambda weight: weight.t().contiguous().t())  # rows of outputs
             if _transpose(x, self.weight):
                 return _transposed_product(x, self.weight.t(), self.bias)
         elif self.weight.is_contiguous() and self.nf * self.weight.element_size() % _PAGE == 0:
-            self._lay_out(_spread)
+            rearrange_weight(self, _spread)
         return super().forward(x)
 
-    def _lay_out(self, arrange: Callable[[Tensor], Tensor]) -> None:
-        with torch.inference_mode(False):  # or these weights could never be trained again
-            self.weight.data = arrange(self.weight.data)
+
+def allow_packing(model: nn.Module, but: nn.Module | None = None) -> None:
+    """Lets the linear layers of a model be packed, whose weights will not change any more, all but one."""
+    for module in model.modules():
+        if isinstance(module, PackedWeights) and module is not but:
+            module.may_pack = True
+
+
+def rearrange_weight(layer: nn.Module, arrange: Callable[[Tensor], Tensor]) -> None:
+    """Gives a layer's weights another memory layout, in the same parameter."""
+    with torch.inference_mode(False), torch.no_grad():  # or these weights could never be trained again
+        layer.weight.data = arrange(layer.weight.data)  # type: ignore[union-attr, operator, arg-type]
 
 
 def products_train_faster(query: Tensor) -> bool:

@@ -3,30 +3,36 @@
 Three ways to the same token, the first wherever the other two are not known to pay:
 
     plain      all scores in the model's type, then their arg-max
-    bfloat16   on a CPU with matrix units for it: scores transposed, (V, R), so that the big matrix is read as it lies and
-               the maximum of a block of tokens is one vector operation over rows
-    screened   float32 weights on such a CPU: bfloat16 scores rule out every token that cannot be the most likely one, and
-               the few that are left are scored in float32
+    packed     a small matrix on a CPU with kernels: the same, by them, so that a row's scores do not depend on the others
+    screened   a large matrix on a CPU with units for bfloat16 matrices: bfloat16 scores rule out every token that cannot be
+               the most likely one, and the few that are left are scored in float32. These scores are made transposed, (V, R),
+               so that the big matrix is read as it lies and the maximum of a block of tokens is one operation over rows
 
-Screening is exact. With w', h' rounded to bfloat16, a score errs by at most |h'| |w - w'| + |h - h'| |w| (Cauchy-Schwarz),
-plus D 2^-24 |h'| |w'| for sums in float32; that it is then stored in bfloat16 adds at most 2^-8 of itself. With e the sum of
-the first three, for the largest norms in the table, a token is ruled out only if its score plus e is below the best score
-minus e, the error of storing included on both sides.
+Screening is exact, and finds the arg-max of float32 scores for weights in bfloat16 too. With w', h' rounded to bfloat16, a
+score errs by at most |h'| |w - w'| + |h - h'| |w| (Cauchy-Schwarz), plus D 2^-24 |h'| |w'| for sums in float32; that it is then
+stored in bfloat16 adds at most 2^-8 of itself. With e the sum of the first three, for the largest norms in the table, a token is
+ruled out only if its score plus e is below the best score minus e, the error of storing included on both sides.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from latent_tts.kernels import products
 from latent_tts.layers import has_bfloat16_units
 
+T = TypeVar("T", bound="Screen | Tensor")
+
 ROWS_AT_A_TIME = 256  # rows scored at a time, which bounds the memory of the scores
+_PANEL = 16  # tokens whose number the kernels take a multiple of
 _BLOCK = 64  # tokens whose maximum is taken first
-_MIN_WEIGHTS = 1 << 22  # in a smaller matrix the plain way is as fast
+_MIN_WEIGHTS = 1 << 22  # a smaller matrix is not screened, but packed, which is a copy of it
 _MAX_CANDIDATES = 128  # of a row; one with more is scored the plain way
 _CANDIDATES = 4096  # scored in float32 at a time
 _SLACK = 1.001  # covers the rounding of the norms themselves
@@ -39,22 +45,27 @@ class Screen:
     table: Tensor
     error: float  # max |w - w'|
     norm: float  # max |w|
-    version: tuple[int, int]
 
     @classmethod
     def of(cls, table: Tensor) -> Screen:
         rounded = table.to(torch.bfloat16)
         chunks = zip(table.split(_CANDIDATES), rounded.split(_CANDIDATES), strict=True)
-        errors = [(exact - coarse.float()).norm(dim=1).max() for exact, coarse in chunks]
-        norms = [exact.norm(dim=1).max() for exact in table.split(_CANDIDATES)]
-        return cls(rounded, float(torch.stack(errors).max()), float(torch.stack(norms).max()), _version(table))
+        errors = [(exact.float() - coarse.float()).norm(dim=1).max() for exact, coarse in chunks]
+        norms = [exact.float().norm(dim=1).max() for exact in table.split(_CANDIDATES)]
+        return cls(rounded, float(torch.stack(errors).max()), float(torch.stack(norms).max()))
 
 
 class Vocabulary:
-    """Chooses tokens for one model; remembers the bfloat16 copy of its output matrix for as long as that is unchanged."""
+    """Chooses tokens for one model; remembers the copy of its output matrix that it needs for as long as that is unchanged."""
 
     def __init__(self) -> None:
-        self._screen: Screen | None = None
+        self._copy: Screen | Tensor | None = None
+        self._copied: tuple[weakref.ref[Tensor], int, int] | None = (
+            None  # the matrix, where it was, how often it had changed
+        )
+
+    def __reduce__(self) -> tuple[type[Vocabulary], tuple[()]]:
+        return Vocabulary, ()  # a copy of the model has a matrix of its own
 
     def most_likely(self, hidden: Tensor, output: nn.Module, scores: Callable[[Tensor], Tensor]) -> Tensor:
         """Arg-max token of every row: (R, D) to (R,); of equal scores the first.
@@ -67,28 +78,43 @@ class Vocabulary:
         return torch.cat([self._choose(rows, output, scores) for rows in hidden.split(ROWS_AT_A_TIME)])
 
     def _choose(self, hidden: Tensor, output: nn.Module, scores: Callable[[Tensor], Tensor]) -> Tensor:
-        if not _is_fast(hidden, output):
+        if not _is_fixed_matrix(hidden, output):
             return scores(hidden).argmax(dim=-1)
         table = output.weight
         assert isinstance(table, Tensor)
-        if table.dtype == torch.bfloat16:
-            return first_maximum(block_scores(hidden, table))
-        if self._screen is None or self._screen.version != _version(table):
-            self._screen = Screen.of(table.detach())
-        return screened_argmax(hidden, table, self._screen)
+        if table.numel() >= _MIN_WEIGHTS:
+            return self._screened(hidden, table) if has_bfloat16_units() else scores(hidden).argmax(dim=-1)
+        size = -(-len(table) // _PANEL) * _PANEL
+        if not products.suits(hidden, table.shape[1], size):
+            return scores(hidden).argmax(dim=-1)
+        panels = self._of(
+            table, lambda: products.pack(nn.functional.pad(table.detach(), (0, 0, 0, size - len(table))).t())
+        )
+        return products.product(hidden, panels, None, size)[:, : len(table)].argmax(dim=-1)
+
+    def _screened(self, hidden: Tensor, table: Tensor) -> Tensor:
+        return screened_argmax(hidden, table, self._of(table, lambda: Screen.of(table.detach())))
+
+    def _of(self, table: Tensor, make: Callable[[], T]) -> T:
+        """What was made of a matrix before, unless it was another one or has changed."""
+        if self._copied is None or self._copied[0]() is not table or self._copied[1:] != _version(table):
+            self._copy, self._copied = make(), (weakref.ref(table), *_version(table))
+        return self._copy  # type: ignore[return-value]
 
 
-def _is_fast(hidden: Tensor, output: nn.Module) -> bool:
-    """Whether the output layer is a plain matrix that this machine multiplies faster in bfloat16."""
+def _is_fixed_matrix(hidden: Tensor, output: nn.Module) -> bool:
+    """Whether the output layer is a matrix on the CPU, and nothing else, of the hidden states' type, and no longer trained."""
     if not isinstance(output, nn.Linear) or output.bias is not None or output.weight.is_inference():
         return False
     table = output.weight
+    if table.requires_grad:  # an optimizer's changes can go unnoticed
+        return False
     known = hidden.dtype == table.dtype and table.dtype in (torch.bfloat16, torch.float32)
-    return known and table.device.type == "cpu" and table.numel() >= _MIN_WEIGHTS and has_bfloat16_units()
+    return known and table.device.type == "cpu"
 
 
 def _version(table: Tensor) -> tuple[int, int]:
-    """Changes when the tensor is written to or replaced."""
+    """Changes when the tensor is written to, or gets other memory."""
     return table.data_ptr(), table._version
 
 
@@ -101,15 +127,8 @@ def block_scores(hidden: Tensor, table: Tensor) -> Tensor:
     return scores.view(-1, _BLOCK, len(hidden))
 
 
-def first_maximum(scores: Tensor) -> Tensor:
-    """Arg-max of scores in blocks, (J, 64, R) to (R,)."""
-    block = scores.amax(dim=1).argmax(dim=0)  # (R,)
-    inside = scores[block, :, torch.arange(len(block), device=block.device)]  # (R, 64)
-    return block * _BLOCK + inside.argmax(dim=1)
-
-
 def screened_argmax(hidden: Tensor, table: Tensor, screen: Screen) -> Tensor:
-    """Arg-max of float32 scores, hidden (R, D) times table (V, D), by the module's docstring: (R,)."""
+    """Arg-max of float32 scores, hidden (R, D) times table (V, D) of either type, by the module's docstring: (R,)."""
     coarse = hidden.to(torch.bfloat16)
     scores = block_scores(coarse, screen.table)
     rows, tokens = _candidates(scores, _error(hidden, coarse, screen))
@@ -118,18 +137,18 @@ def screened_argmax(hidden: Tensor, table: Tensor, screen: Screen) -> Tensor:
     settled = ~is_open[rows]
     rows, tokens = rows[settled], tokens[settled]
     pairs = zip(rows.split(_CANDIDATES), tokens.split(_CANDIDATES), strict=True)
-    exact = torch.cat([(hidden[row] * table[token]).sum(dim=1) for row, token in pairs])
-    best = hidden.new_full((len(hidden),), float("-inf")).scatter_reduce(0, rows, exact, "amax")
+    exact = torch.cat([(hidden[row].float() * table[token].float()).sum(dim=1) for row, token in pairs])
+    best = torch.full((len(hidden),), float("-inf"), device=hidden.device).scatter_reduce(0, rows, exact, "amax")
     wins = exact == best[rows]
     chosen = torch.full_like(counts, len(table)).scatter_reduce(0, rows[wins], tokens[wins], "amin")
     if bool(is_open.any()):
-        chosen[is_open] = (hidden[is_open] @ table.t()).argmax(dim=-1)
+        chosen[is_open] = (hidden[is_open].float() @ table.t().float()).argmax(dim=-1)
     return chosen
 
 
 def _error(hidden: Tensor, coarse: Tensor, screen: Screen) -> Tensor:
     """Bound (R,) of what the bfloat16 scores of a row are off by, before they are stored."""
-    lost, kept = (hidden - coarse.float()).norm(dim=1), coarse.float().norm(dim=1)
+    lost, kept = (hidden.float() - coarse.float()).norm(dim=1), coarse.float().norm(dim=1)
     sums = hidden.shape[1] * 2.0**-24 * kept * (screen.norm + screen.error)
     return _SLACK * (kept * screen.error + lost * screen.norm + sums)
 

@@ -102,12 +102,12 @@ class ParallelTTSModule(LightningModule):
         self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
         self.aggregations = make_aggregations(aggregations, scored=reward_model is not None)
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
-        self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
+        self.backbone.freeze()
         self.reward_model = None if reward_model is None else self._load_reward_model(reward_model, dtype)
         self.searches = make_searches(search or [], scored=reward_model is not None)
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.greedy_engine = RolloutEngine(self.backbone, Deterministic(), max_answer_tokens)
-        self.written = None if written is None else load_backbone(written, "cot", dtype=dtype)
+        self.written = None if written is None else load_backbone(written, "cot", dtype=dtype).freeze()
         self.max_written_tokens = max_written_tokens
         self.written_engine = (
             None if self.written is None else RolloutEngine(self.written, max_answer_tokens=max_written_tokens)
@@ -218,7 +218,7 @@ class ParallelTTSModule(LightningModule):
             rank_zero_warn(
                 f"The reward model {name} was trained for another backbone than this one: its scores may mean little."
             )
-        return reward_model
+        return reward_model.freeze()
 
     def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int) -> list[R]:
         """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""

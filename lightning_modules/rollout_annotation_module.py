@@ -96,7 +96,7 @@ class RolloutAnnotationModule(LightningModule):
         self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
         self.continue_uniform = continue_uniform
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
-        self.backbone.requires_grad_(False)  # frozen weights may be laid out for speed
+        self.backbone.freeze()
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")

@@ -10,7 +10,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from latent_tts import layers
-from latent_tts.layers import FastConv1D, FastLinear, attention_by_products, products_train_faster
+from latent_tts.kernels.library import kernels
+from latent_tts.layers import (
+    FastConv1D,
+    FastLinear,
+    PackedWeights,
+    allow_packing,
+    attention_by_products,
+    products_train_faster,
+    use_fast_layers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +50,74 @@ def test_fast_layers_compute_what_the_plain_ones_do(kind, dtype, rows, outputs):
         assert fast(x).is_contiguous()
     for name, weight in plain.state_dict().items():
         assert torch.equal(fast.state_dict()[name], weight)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request, tiny_causal_lm) -> nn.Module:
+    """A causal LM with wide enough layers for the kernels of every type, in its fast form, frozen."""
+    sizes = {"gpt2": {"n_embd": 64}, "llama": {"hidden_size": 64, "intermediate_size": 96}}
+    made = tiny_causal_lm(request.param, 96, **sizes[request.param])
+    use_fast_layers(made)
+    allow_packing(made.requires_grad_(False), but=made.get_output_embeddings())
+    return made
+
+
+def packed_layers(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, PackedWeights) and module.packed]
+
+
+def run(model: nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(12).view(2, 6)).logits
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+def test_a_frozen_model_answers_the_same_with_packed_layers(model):
+    layers = [name for name, module in model.named_modules() if isinstance(module, PackedWeights)]
+    expected = copy.deepcopy(model)
+    for module in expected.modules():
+        module.may_pack = False
+    torch.testing.assert_close(run(model), run(expected))
+    assert packed_layers(model) == [name for name in layers if name != "lm_head"]  # whose weights are the embeddings'
+    assert packed_layers(expected) == []
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize(
+    "use",
+    {
+        "state dict": lambda model: model.state_dict(),
+        "another type": lambda model: model.double().float(),
+        "loading": lambda model: model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}),
+        "autocast": lambda model: torch.autocast("cpu", torch.bfloat16)(run)(model),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_who_asks_for_packed_weights_gets_them_as_they_were(model, use):
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    answered = run(model)
+    assert packed_layers(model)
+    use[1](model)
+    assert packed_layers(model) == []
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name])
+    assert torch.equal(run(model), answered)
+    assert packed_layers(model)
+    assert torch.equal(run(copy.deepcopy(model)), answered)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+def test_packed_layers_can_be_trained_again(model):
+    gradients = []
+    for answer_first in (False, True):
+        trained = copy.deepcopy(model)
+        if answer_first:
+            run(trained)
+        trained.requires_grad_(True)
+        trained(input_ids=torch.arange(12).view(2, 6)).logits.sum().backward()
+        gradients.append([weight.grad for weight in trained.parameters()])
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(second, first)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

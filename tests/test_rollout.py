@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latent_tts.errors import UserError
+from latent_tts.kernels.library import kernels
 from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 from tests.naive import naive_rollout
@@ -58,6 +59,29 @@ def test_batch_size_and_order_change_nothing(kind, sampler, tiny_backbone, quest
             same(engine.rollout(questions[rows], num_rollouts=3, seed=1), whole, rows)
     backwards = engine.rollout(questions[::-1], num_rollouts=3, seed=1)
     assert backwards.texts == whole.texts[::-1]
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sampler", [SAMPLERS["agn"], SAMPLERS["dropout-latent"]], ids=["agn", "dropout-latent"])
+@pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
+def test_by_the_kernels_a_rollout_is_its_own_to_the_bit(kind, layout, sampler, dtype, tiny_backbone, questions):
+    """Whatever batch it is drawn in, with however many others, in however many threads: nothing is left to rounding."""
+    if dtype == torch.bfloat16 and not kernels().has_tiles:
+        pytest.skip("no products in bfloat16 on this processor")
+    sizes = {"n_embd": 64} if layout == "gpt2" else {"hidden_size": 64, "intermediate_size": 96}
+    backbone = tiny_backbone(kind, layout, num_latents=5, **sizes).to(dtype).freeze()
+    engine = RolloutEngine(backbone, sampler, max_answer_tokens=6)
+    whole = engine.rollout(questions, num_rollouts=5)
+    threads = torch.get_num_threads()
+    try:
+        for i, question in enumerate(questions):
+            torch.set_num_threads(1 + i % 3)
+            alone = engine.rollout([question], num_rollouts=1 + i % 5)
+            for mine, shared in ((alone.latents, whole.latents), (alone.answer_ids, whole.answer_ids)):
+                assert torch.equal(mine[0], shared[i, : 1 + i % 5])
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -173,8 +197,9 @@ def test_finished_answers_leave_the_batch(tiny_backbone, questions, monkeypatch)
 def test_no_vocabulary_projection_in_latent_steps(tiny_backbone, questions, monkeypatch):
     backbone = tiny_backbone(num_latents=4)
     projected: list[int] = []
-    original = backbone.logits
-    monkeypatch.setattr(backbone, "logits", lambda hidden: projected.append(len(hidden)) or original(hidden))
+    original = backbone.most_likely
+    monkeypatch.setattr(backbone, "most_likely", lambda hidden: projected.append(len(hidden)) or original(hidden))
+    monkeypatch.setattr(backbone, "logits", lambda hidden: pytest.fail("all scores of the vocabulary were asked for"))
     RolloutEngine(backbone, SAMPLERS["agn"], max_answer_tokens=1).rollout(questions[:2], num_rollouts=3)
     assert projected == [6]
 

@@ -46,11 +46,11 @@ def colar(tiny_backbone, questions):
     """A random CoLaR whose stop sign is a token that it often finds most likely after a thought."""
     backbone = tiny_backbone("colar", "llama", num_latents=4)
     best: list[torch.Tensor] = []
-    original = backbone.logits
-    backbone.logits = lambda hidden: best.append(original(hidden).argmax(-1)) or original(hidden)
+    original = backbone.most_likely
+    backbone.most_likely = lambda hidden: best.append(original(hidden)) or best[-1]
     engine = RolloutEngine(backbone, AGN, max_answer_tokens=1)
     engine.expand(engine.expand(engine.start(questions), 4))
-    del backbone.logits
+    del backbone.most_likely
     backbone.end_of_thought_id = int(best[1].mode().values)
     return backbone
 

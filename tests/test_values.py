@@ -44,11 +44,11 @@ def make_backbone(tiny_backbone, questions):
         backbone = tiny_backbone(kind, "llama", num_latents=num_latents)
         if kind == "colar":
             best: list[torch.Tensor] = []
-            original = backbone.logits
-            backbone.logits = lambda hidden: best.append(original(hidden).argmax(-1)) or original(hidden)
+            original = backbone.most_likely
+            backbone.most_likely = lambda hidden: best.append(original(hidden)) or best[-1]
             engine = RolloutEngine(backbone, SAMPLERS["agn"], max_answer_tokens=1)
             state = engine.expand(engine.expand(engine.start(questions), 4))
-            del backbone.logits
+            del backbone.most_likely
             assert state.step == 2
             backbone.end_of_thought_id = int(best[1].mode().values)
         return backbone

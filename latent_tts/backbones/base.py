@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
 from latent_tts.fingerprint import fingerprint
-from latent_tts.layers import use_fast_layers
+from latent_tts.layers import allow_packing, use_fast_layers
 from latent_tts.vocabulary import Vocabulary
 
 START_OF_THOUGHT = "<|start-latent|>"
@@ -66,6 +66,16 @@ class LatentBackbone(nn.Module, ABC):
         self.end_of_thought_id = self.find_end_of_thought()
         self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
         self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
+
+    def freeze(self) -> LatentBackbone:
+        """Takes the gradients from weights that are only used from now on, which lets them be laid out for speed.
+
+        The output layer stays as it is: its weights may be the input embeddings' too.
+        """
+        self.requires_grad_(False)
+        use_fast_layers(self)
+        allow_packing(self, but=self.model.get_output_embeddings())
+        return self
 
     # Layout on disk -------------------------------------------------------------------------------------------------
 

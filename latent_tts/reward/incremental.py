@@ -52,7 +52,7 @@ def start_state(model: LatentRewardModel, prompt_ids: Tensor, prompt_mask: Tenso
     positions = torch.arange(prompt_ids.shape[1], device=prompt_ids.device).expand_as(prompt_ids)
     model.transformer(
         inputs_embeds=model.transformer.get_input_embeddings()(prompt_ids),
-        attention_mask=prompt_mask.long(),
+        attention_mask=None,  # padding is on the right, where no real token looks
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
+from latent_tts.layers import allow_packing, use_fast_layers
 from latent_tts.padding import pad_right
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.incremental import RewardState, extend, start_state
@@ -162,6 +163,13 @@ class LatentRewardModel(nn.Module):
     @property
     def classifier_dtype(self) -> torch.dtype:
         return next(self.classifier.parameters()).dtype
+
+    def freeze(self) -> LatentRewardModel:
+        """Takes the gradients from weights that are only used from now on, which lets them be laid out for speed."""
+        self.requires_grad_(False)
+        use_fast_layers(self)
+        allow_packing(self)
+        return self
 
     # Scoring --------------------------------------------------------------------------------------------------------
 
