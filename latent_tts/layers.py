@@ -1,8 +1,13 @@
 """Layers of a Hugging Face model in the form that the CPU's matrix units like: the same formulas, other memory layouts.
 
-What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the first and the last:
+What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the last:
 
-    tanh GELU            one kernel in place of seven element-wise operations
+    frozen models        products, activations (and attention, in ``cache.py``) by the kernels of ``latent_tts/kernels``, with
+                         weights packed for them
+
+and where there is no compiler for those, or they can't be used:
+
+    activations          one of torch's kernels in place of seven element-wise operations
     bfloat16, few rows   y = (W x^T)^T with W as rows of outputs, so that the big matrix is read as it lies; asked the other
                          way round, the library repacks all of it in every call
     float32, GPT-2       weight rows that start a multiple of 4 KiB apart fall into the same cache sets: they are spread
@@ -57,8 +62,8 @@ def has_bfloat16_units() -> bool:
 class PackedWeights(nn.Module):
     """A linear layer whose weights are held in the order in which the kernels read them, while it is used without gradients.
 
-    Only layers of a frozen model are (`LatentBackbone.freeze`). In panels, ``weight`` is
-    flat; what asks for it by another way than the forward pass (a state dict, another device, a training) gets it as it was.
+    Only layers of a frozen model are (`LatentBackbone.freeze`). Packed, ``weight`` is flat; what asks for it by another way than
+    the forward pass (a state dict, another device, a training) gets it as it was.
     """
 
     weight: Any  # nn.Parameter

@@ -8,9 +8,9 @@ The way of a problem through this file:
     4. answer   feed the last thought and the end-of-thought token, then decode greedily; finished rows leave the batch
 
 A pass that is itself random (MC-dropout) is run after a fork, by every child; one that is not is run before it, once.
-What a row computes is a function of (seed, problem id, rollout): neither the other rows, nor padding, nor the order
-enters, beyond the last bits of floating-point sums. No vocabulary projection is made in latent steps, except where the
-model reads its own stop sign off it (CoLaR).
+What a row computes is a function of (seed, problem id, rollout): neither the other rows, nor padding, nor the order enters,
+beyond the last bits of floating-point sums, and in a frozen model on a CPU with kernels not even those. No vocabulary
+projection is made in latent steps, except where the model reads its own stop sign off it (CoLaR).
 """
 
 from __future__ import annotations
