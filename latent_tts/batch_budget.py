@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,13 +19,12 @@ import torch
 
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.problems import Problem
-from latent_tts.rollout import RolloutEngine, Rollouts
+from latent_tts.rollout import MOST_ROWS, RolloutEngine
 from latent_tts.vocabulary import ROWS_AT_A_TIME
 
 R = TypeVar("R")
 
 _USABLE = {"cuda": 0.8, "cpu": 0.5}  # share of the free memory; other programs want some of the main memory
-_MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is as fast with fewer, and a killed run loses less
 _CHARACTERS_PER_TOKEN = 2.0  # of a question, guessed low: GPT-2's tokenizer takes four and more
 _TEMPLATE_TOKENS = 32  # of the prompt around the question
 
@@ -72,7 +71,7 @@ class BatchBudget:
             per_prompt_token=position_bytes(backbone) + activation_bytes(backbone),
             per_rollout=per_rollout,
             num_rollouts=num_rollouts,
-            most_problems=max(1, _MOST_ROWS.get(device, 512) // num_rollouts),
+            most_problems=max(1, MOST_ROWS.get(device, MOST_ROWS["cpu"]) // num_rollouts),
         )
 
     def num_problems(self, longest: Problem) -> int:
@@ -193,26 +192,3 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in text or "not enough memory" in text)
-
-
-def join_rollouts(engine: RolloutEngine, prompts: Sequence[Sequence[int]], parts: Sequence[Rollouts]) -> Rollouts:
-    """The rollouts of the same problems, drawn a few at a time, as if they had been drawn at once.
-
-    Args:
-        engine: Which drew them.
-        prompts: Token ids of the problems' prompts.
-        parts: Rollouts 0 to i, i + 1 to j, and so on.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    shared = engine.prompt_steps(prompts, 0)  # what every part has spent again
-    rows = range(len(prompts))
-    return Rollouts(
-        problem_ids=parts[0].problem_ids,
-        latents=torch.cat([part.latents for part in parts], dim=1),
-        num_latents=torch.cat([part.num_latents for part in parts], dim=1),
-        answer_ids=torch.cat([part.answer_ids for part in parts], dim=1),
-        texts=[[text for part in parts for text in part.texts[i]] for i in rows],
-        answers=[[answer for part in parts for answer in part.answers[i]] for i in rows],
-        token_steps=torch.stack([part.token_steps for part in parts]).sum(dim=0) - (len(parts) - 1) * shared,
-    )

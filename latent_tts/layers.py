@@ -2,8 +2,8 @@
 
 What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the last:
 
-    frozen models        products, activations (and attention, in ``cache.py``) by the kernels of ``latent_tts/kernels``, with
-                         weights packed for them
+    frozen models        products, activations, norms (and attention, in ``cache.py``) by the kernels of ``latent_tts/kernels``,
+                         with weights packed for them
 
 and where there is no compiler for those, or they can't be used:
 
@@ -26,7 +26,7 @@ from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from latent_tts.kernels import products
-from latent_tts.kernels.elementwise import GELU, SiLU
+from latent_tts.kernels.elementwise import GELU, RMSNorm, SiLU
 
 _ACTIVATIONS: dict[type, Callable[[Any], nn.Module]] = {
     NewGELUActivation: lambda _: GELU(approximate="tanh"),
@@ -35,13 +35,14 @@ _ACTIVATIONS: dict[type, Callable[[Any], nn.Module]] = {
     SiLUActivation: lambda _: SiLU(),
     nn.SiLU: lambda _: SiLU(),
 }
+_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # all of one formula
 _FEW_ROWS = 192  # up to here repacking the weights costs more than transposing the result
 _PAGE = 4096  # bytes
 _SPREAD = 32  # elements between the rows of spread weights
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Gives a model's activations and linear layers their faster form; names, weights and formulas stay."""
+    """Gives a model's activations, norms and linear layers their faster form; names, weights and formulas stay."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in _ACTIVATIONS:
@@ -51,6 +52,8 @@ def use_fast_layers(model: nn.Module) -> None:
             module.__class__ = FastLinear
         elif type(module) is Conv1D:
             module.__class__ = FastConv1D
+        elif type(module).__name__ in _RMS_NORMS:
+            module.__class__ = RMSNorm
 
 
 @cache

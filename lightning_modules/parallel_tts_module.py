@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
-from latent_tts.batch_budget import DoesNotFitError, FittingParts, join_rollouts
+from latent_tts.batch_budget import DoesNotFitError, FittingParts
 from latent_tts.errors import UserError
 from latent_tts.evaluation import EvaluationMetrics, choose
 from latent_tts.fingerprint import fingerprint
@@ -23,7 +23,7 @@ from latent_tts.problems import Problem
 from latent_tts.report import label
 from latent_tts.results import Record, Settings, flatten, rounded
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from latent_tts.rollout import RolloutEngine, Rollouts
+from latent_tts.rollout import RolloutEngine, Rollouts, join_rollouts
 from latent_tts.sampling import Deterministic, Sampler
 from latent_tts.thought_state import ThoughtState
 from lightning_modules.memory import problems_per_batch

@@ -18,7 +18,6 @@ from latent_tts.batch_budget import (
     FittingParts,
     free_bytes,
     is_out_of_memory,
-    join_rollouts,
     position_bytes,
     rollout_bytes,
 )
@@ -26,7 +25,7 @@ from latent_tts.cli import main_guard
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
-from latent_tts.rollout import RolloutEngine
+from latent_tts.rollout import RolloutEngine, join_rollouts
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 from latent_tts.thought_state import ThoughtState
 from lightning_modules.evaluation_cli import EvaluationCLI

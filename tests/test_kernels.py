@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 
 import pytest
 import torch
 from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from latent_tts.kernels import attention, elementwise, library, products
 from latent_tts.kernels.library import Kernels, kernels
@@ -21,7 +23,7 @@ def instructions(request, monkeypatch) -> str:
     """The kernels as this processor takes them, and as one with AVX2 and nothing newer does."""
     if request.param != "native":
         flags = tuple(flag.replace("native", request.param) for flag in library.FLAGS)
-        older = Kernels.load(library.build("g++", flags))
+        older = Kernels.load(library.build("g++", flags=flags))
         monkeypatch.setattr(library, "kernels", lambda: older)
     return request.param
 
@@ -127,6 +129,41 @@ def test_an_activation_does_not_depend_on_where_the_value_lies(name, dtype, inst
     threads(3)
     for first, last in ((0, 9001), (1, 9000), (4090, 4120), (9000, 9001)):
         assert torch.equal(fast(x[first:last].clone()), whole[first:last])
+
+
+def rms_norm(width: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """Llama's norm as transformers has it, and by the kernels, with the same weights."""
+    plain = LlamaRMSNorm(width, eps=1e-5).to(dtype).requires_grad_(False)
+    plain.weight.copy_(1 + random(width, dtype=dtype, seed=16))
+    fast = copy.deepcopy(plain)
+    fast.__class__ = elementwise.RMSNorm
+    return plain, fast
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 576, 20])  # the last is left to torch
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0])
+def test_the_norm_of_rows_equals_that_of_transformers_and_is_a_rows_own(width, dtype, scale, instructions, threads):
+    plain, fast = rms_norm(width, dtype)
+    x = scale * random(70, width, dtype=dtype, seed=17)
+    found = fast(x)
+    torch.testing.assert_close(found, plain(x), rtol=2 * unit(dtype), atol=1e-6)
+    if width != 20:
+        threads(3)
+        for first, last in ((0, 1), (3, 30), (69, 70)):
+            assert torch.equal(fast(x[first:last].clone()), found[first:last])
+
+
+def test_the_norm_of_rows_has_transformers_gradients():
+    with torch.inference_mode(False), torch.enable_grad():
+        gradients = []
+        for norm in rms_norm(32, torch.float32):
+            x = random(5, 32, seed=18).requires_grad_()
+            norm.requires_grad_(True)
+            norm(x).pow(3).sum().backward()
+            gradients.append((x.grad, norm.weight.grad))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 # Attention -----------------------------------------------------------------------------------------------------------------

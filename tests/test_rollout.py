@@ -7,7 +7,7 @@ import torch
 
 from latent_tts.errors import UserError
 from latent_tts.kernels.library import kernels
-from latent_tts.rollout import RolloutEngine
+from latent_tts.rollout import MOST_ROWS, RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 from tests.naive import naive_rollout
 
@@ -91,6 +91,21 @@ def test_the_first_rollouts_are_the_same_for_every_number_of_rollouts(sampler, t
     many = engine.rollout(questions, num_rollouts=5, seed=3)
     assert [row[:2] for row in many.texts] == few.texts
     torch.testing.assert_close(many.latents[:, :2], few.latents, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_rollouts_drawn_a_few_at_a_time_are_those_drawn_at_once(kind, sampler, tiny_backbone, questions, monkeypatch):
+    engine = RolloutEngine(tiny_backbone(kind, "llama", num_latents=4), sampler, max_answer_tokens=4)
+    at_once = engine.rollout(questions[:3], num_rollouts=7, seed=3, first_rollout=2)
+    monkeypatch.setitem(MOST_ROWS, "cpu", 8)  # two rollouts of three problems
+    passes = _positions_fed(engine.backbone, monkeypatch)
+    in_parts = engine.rollout(questions[:3], num_rollouts=7, seed=3, first_rollout=2)
+    prompt_rows = 3 if sampler.shares_prompt else 6
+    assert {rows for rows, _ in passes} <= {1, 2, 3, 4, 5, 6} and passes[0][0] == prompt_rows
+    assert in_parts.texts == at_once.texts and torch.equal(in_parts.token_steps, at_once.token_steps)
+    assert torch.equal(in_parts.num_latents, at_once.num_latents)
+    torch.testing.assert_close(in_parts.latents, at_once.latents, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -79,14 +79,6 @@ void product(int64_t rows, int64_t columns, int64_t depth, const float* left, in
   for (; c < columns; c += LANES) tiles<1>(rows, left, left_stride, right + c, right_stride, depth, out + c, out_stride);
 }
 
-inline float sum_of(vec values) {
-  float parts[LANES];
-  store(parts, values);
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
-  return parts[0];
-}
-
 template <typename T>
 inline float dot(const float* left, const T* right, int64_t width) {
   vec sum = {};

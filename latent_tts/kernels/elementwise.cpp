@@ -1,7 +1,9 @@
-// Activations. A value's result does not depend on where it lies, as it does where a library computes the last few values of a
+// Activations, and the norm of rows. A value's result does not depend on where it lies, as it does where a library computes the last few values of a
 // thread's share in another way than the rest.
 
 #include "vectors.h"
+
+#include <cmath>
 
 namespace {
 
@@ -40,8 +42,31 @@ void apply(const T* x, T* y, int64_t size) {
   }
 }
 
+// y = weight x / sqrt(mean(x^2) + epsilon), rounded to the type before and after the weight, as transformers does it.
+template <typename T>
+void rms_norm(const T* x, const T* weight, T* y, int64_t rows, int64_t width, float epsilon) {
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < rows; r++) {
+    const T* from = x + r * width;
+    T* to = y + r * width;
+    vec squares = {};
+    for (int64_t d = 0; d < width; d += LANES) squares += load(from + d) * load(from + d);
+    const float scale = 1.0f / std::sqrt(sum_of(squares) / width + epsilon);
+    for (int64_t d = 0; d < width; d += LANES) {
+      store(to + d, load(from + d) * scale);
+      store(to + d, load(weight + d) * load(to + d));
+    }
+  }
+}
+
 }  // namespace
 
+extern "C" void float32_rms_norm(const float* x, const float* weight, float* y, int64_t rows, int64_t width, float epsilon) {
+  rms_norm(x, weight, y, rows, width, epsilon);
+}
+extern "C" void bfloat16_rms_norm(const uint16_t* x, const uint16_t* weight, uint16_t* y, int64_t rows, int64_t width, float epsilon) {
+  rms_norm(x, weight, y, rows, width, epsilon);
+}
 extern "C" void float32_tanh_gelu(const float* x, float* y, int64_t size) { apply<tanh_gelu>(x, y, size); }
 extern "C" void float32_erf_gelu(const float* x, float* y, int64_t size) { apply<erf_gelu>(x, y, size); }
 extern "C" void float32_silu(const float* x, float* y, int64_t size) { apply<silu>(x, y, size); }

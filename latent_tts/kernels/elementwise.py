@@ -1,8 +1,9 @@
-"""Activations in one pass over memory, see ``elementwise.cpp``."""
+"""Activations and norms in one pass over memory, see ``elementwise.cpp``."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,47 @@ class SiLU(nn.SiLU):
         return super().forward(input) if output is None else output
 
 
+class RMSNorm(nn.Module):
+    """weight x / sqrt(mean(x^2) + epsilon) over the last axis, as Llama and its kin have it."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x, width = hidden_states, hidden_states.shape[-1]
+        kernels = _kernels(x)
+        if kernels is None or x.dtype != self.weight.dtype or width % kernels.lanes:
+            exact = x.float()
+            scaled = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+            return self.weight * scaled.to(x.dtype)
+        y = torch.empty_like(x)
+        sizes = ctypes.c_int64(x.numel() // width), ctypes.c_int64(width), ctypes.c_float(self.variance_epsilon)
+        _function(kernels, "rms_norm", x)(_address(x), _address(self.weight), _address(y), *sizes)
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
 def _by_kernel(name: str, x: Tensor) -> Tensor | None:
     """A function of every value, within 1e-6 of torch's; None where torch has to compute it."""
-    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous()
-    kernels = library.kernels() if known and not torch.is_grad_enabled() else None
+    kernels = _kernels(x)
     if kernels is None:
         return None
     y = torch.empty_like(x)
-    function = getattr(kernels.functions, f"{str(x.dtype).removeprefix('torch.')}_{name}")
-    function(ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(x.numel()))
+    _function(kernels, name, x)(_address(x), _address(y), ctypes.c_int64(x.numel()))
     return y
+
+
+def _kernels(x: Tensor) -> library.Kernels | None:
+    """The kernels, if they can read this tensor."""
+    known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous()
+    return library.kernels() if known and not torch.is_grad_enabled() else None
+
+
+def _function(kernels: library.Kernels, name: str, x: Tensor) -> Any:
+    return getattr(kernels.functions, f"{str(x.dtype).removeprefix('torch.')}_{name}")
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())

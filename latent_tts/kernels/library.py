@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,15 +54,17 @@ def kernels() -> Kernels | None:
     """The kernels; None where this machine has no use for them, or no compiler."""
     if os.environ.get(SWITCH, "on").lower() in ("off", "0", "false") or not _is_suitable():
         return None
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX", "")) or [name for name in ("g++", "c++") if shutil.which(name)][:1]
+    if not compiler:
         log.info("No C++ compiler (g++) was found: the products of rollouts go through torch, which is slower.")
         return None
     try:
-        return Kernels.load(build(compiler))
+        return Kernels.load(build(*compiler))
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
-        log.warning("The kernels could not be built with %s; torch computes in their place. %s", compiler, reason)
+        log.warning(
+            "The kernels could not be built with %s; torch computes in their place. %s", " ".join(compiler), reason
+        )
         return None
 
 
@@ -71,15 +74,19 @@ def _is_suitable() -> bool:
     return sys.platform == "linux" and platform.machine() == "x86_64" and instructions in ("AVX2", "AVX512")
 
 
-def build(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
+def build(*compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
     """The file of the compiled library, from the cache of an earlier process if sources, compiler and processor are the same.
+
+    Args:
+        compiler: Its command, in words.
+        flags: What it is told.
 
     Raises:
         subprocess.CalledProcessError: The compiler refuses.
         OSError: The compiler is not there.
     """
     sources = sorted(SOURCES.glob("*.cpp"))
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(version + " ".join(flags).encode() + _processor().encode())
     for file in (*sources, *sorted(SOURCES.glob("*.h"))):
         digest.update(file.read_bytes())
@@ -89,8 +96,8 @@ def build(compiler: str, flags: tuple[str, ...] = FLAGS) -> Path:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:  # processes that build at once must not meet
         objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
         for source, target in zip(sources, objects, strict=True):
-            _run(compiler, *flags, "-c", str(source), "-o", target)
-        _run(compiler, "-shared", *objects, "-o", str(Path(folder) / library.name))
+            _run(*compiler, *flags, "-c", str(source), "-o", target)
+        _run(*compiler, "-shared", *objects, "-o", str(Path(folder) / library.name))
         os.replace(Path(folder) / library.name, library)
     return library
 
@@ -115,4 +122,6 @@ def _cache_folder() -> Path:
         pass
     folder = Path(tempfile.gettempdir()) / f"latent_tts-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise OSError(f"{folder} belongs to another user.")  # whose code would be loaded
     return folder

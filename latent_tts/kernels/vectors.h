@@ -43,6 +43,14 @@ static inline float to_float(uint16_t value) {
   return result;
 }
 
+static inline float sum_of(vec values) {
+  float parts[LANES];
+  store(parts, values);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return parts[0];
+}
+
 // e^x to about 1e-7 of itself: 2^n e^f with |f| <= ln(2) / 2 and a Taylor polynomial of e^f. Below -87 it is e^-87.
 static inline vec exponential(vec x) {
   constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
