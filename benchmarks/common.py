@@ -226,6 +226,7 @@ def plot_curves(panels: dict[str, list[dict[str, Any]]], out: str) -> None:
         out: PNG file to write.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
     for axes, (column, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
@@ -235,9 +236,14 @@ def plot_curves(panels: dict[str, list[dict[str, Any]]], out: str) -> None:
                 points = [(x, y) for x, y in points if y is not None]
                 if points:
                     axes.plot(*zip(*points, strict=True), style, label=f"{name}, {dtype}")
-        if not isinstance(rows[0][column], str):
+        values = [row[column] for row in rows]
+        if not isinstance(values[0], str):
             axes.set_xscale("log", base=2)
+            axes.set_xticks(values, [str(value) for value in values])
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
         axes.set_xlabel(column)
         axes.set_ylabel("ms per rollout")
         axes.grid(alpha=0.3)
