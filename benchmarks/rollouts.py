@@ -6,7 +6,7 @@
 
 The straightforward implementation is what the public code of the field does: the prompt copied N times and encoded in every
 copy, keys and values concatenated at every step, logits of the whole vocabulary at every position, the whole batch kept until
-its last row ends. It is given the same model object, fused activations and weight layouts included.
+its last row ends. It is given the same model, torch's fused activations and our weight layouts included, but not our kernels.
 
 Every flag that takes several values is varied, one row each. Implementations run in processes of their own and take turns, as
 does the measurement of the machine's matrix-product rate; figures are medians over the rounds. Memory is the peak beyond the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ class AnnotatedBatch:
     def labelled(self, labels: Labels) -> Tensor:
         """(B, N, T) bool, true where there is a latent that has a label of this kind."""
         return self.mask & ~self.values.isnan() if labels == "continuations" else self.mask
+
+    def pin_memory(self) -> AnnotatedBatch:
+        """The batch in memory that a GPU reads by itself, while the step before is still computed; torch's loader asks for it."""
+        tensors = {name: getattr(self, name).pin_memory() for name in ("latents", "mask", "values", "correct")}
+        return replace(self, **tensors)
 
 
 def collate(problems: Sequence[AnnotatedProblem]) -> AnnotatedBatch:
@@ -174,6 +179,7 @@ class AnnotatedRolloutDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
         )
 
     def _splits_off(self, question: str) -> bool:

@@ -279,6 +279,18 @@ def test_the_library_is_built_once_and_left_alone_after(fresh):
     assert [file.stat().st_mtime_ns for file in fresh.iterdir()] == [written]
 
 
+def test_without_a_home_the_library_lies_among_the_temporary_files(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing/can/be/made/here")
+    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path))
+    (folder,) = {library.build("g++").parent}
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o77 == 0
+    monkeypatch.setattr(library.os, "getuid", lambda: folder.stat().st_uid + 1)
+    (tmp_path / f"latent_tts-{folder.stat().st_uid + 1}").mkdir()  # somebody else was here first
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        library.build("g++")
+    assert library.kernels() is None
+
+
 def test_a_machine_without_a_working_compiler_computes_by_torch_and_says_so_once(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert library.kernels() is None and library.kernels() is None

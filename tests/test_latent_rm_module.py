@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from callbacks.export_reward_model import ExportRewardModel, export_reward_model
 from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
@@ -307,6 +308,24 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1.0 and factors[100] == pytest.approx(0.0)
     assert factors[55] == pytest.approx(0.5)
     assert sorted(factors[:10]) == factors[:10] and sorted(factors[10:], reverse=True) == factors[10:]
+
+
+def test_beside_a_gpu_every_tensor_of_a_batch_is_pinned(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = AnnotatedRolloutDataModule(str(workplace / "annotations"), val_share=0.0)
+    data.setup("fit")
+    assert not data.train_dataloader().pin_memory
+    batch = next(iter(data.train_dataloader()))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)  # pinned tensors are copies
+    pinned = pin_memory(batch)  # what torch's loader does with a batch
+    for field in fields(batch):
+        before, after = getattr(batch, field.name), getattr(pinned, field.name)
+        if isinstance(before, torch.Tensor):
+            assert after is not before
+            torch.testing.assert_close(after, before.to(after.dtype), equal_nan=True)
+        else:
+            assert after == before
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert data.train_dataloader().pin_memory
 
 
 def test_uniform_problems_are_left_out_of_training_only(workplace: Path) -> None:

@@ -86,8 +86,8 @@ inline float dot(const float* left, const T* right, int64_t width) {
   return sum_of(sum);
 }
 
-// Replaces scores by their exponentials, the largest one's being 1; `size` of whole vectors. Returns their sum.
-inline float exponentials(float* scores, int64_t size) {
+// Replaces scores, `size` of whole vectors, by the weights that softmax makes of them.
+inline void softmax(float* scores, int64_t size) {
   vec most = load(scores);
   for (int64_t i = LANES; i < size; i += LANES) {
     const vec here = load(scores + i);
@@ -102,7 +102,14 @@ inline float exponentials(float* scores, int64_t size) {
     store(scores + i, power);
     sum += power;
   }
-  return sum_of(sum);
+  const float scale = 1.0f / sum_of(sum);
+  for (int64_t i = 0; i < size; i += LANES) store(scores + i, load(scores + i) * scale);
+}
+
+// to (width) = from (width) times a number.
+template <typename From, typename To>
+inline void scale_row(const From* from, float factor, int64_t width, To* to) {
+  for (int64_t d = 0; d < width; d += LANES) store(to + d, load(from + d) * factor);
 }
 
 // One chunk of queries, from `first` on, of one group and one head of keys (`head` counts the heads of all groups).
@@ -120,7 +127,7 @@ class Chunk {
     for (int64_t r = 0; r < rows; r++) {
       const Place at = place(head, first + r);
       const T* from = queries + at.row * shape.row_stride + at.head * shape.head_stride + at.position * shape.position_stride;
-      for (int64_t d = 0; d < width; d += LANES) store(&query[r * width + d], load(from + d) * scaling);
+      scale_row(from, scaling, width, &query[r * width]);
     }
     product(rows, prefix, width, query.data(), width, prefix_keys + head * width * shape.prefix_stride, shape.prefix_stride,
             scores.data(), columns);
@@ -129,8 +136,7 @@ class Chunk {
       float* own = &scores[r * columns];
       std::fill(own + prefix_length, own + prefix, HIDDEN);
       score_suffix(at, &query[r * width], suffix(suffix_keys, head, at), valid ? valid + at.row * shape.used : nullptr, own + prefix);
-      const float scale = 1.0f / exponentials(own, columns);
-      for (int64_t i = 0; i < columns; i += LANES) store(own + i, load(own + i) * scale);
+      softmax(own, columns);
     }
     product(rows, width, prefix_length, scores.data(), columns, prefix_values + head * shape.prefix_length * width, width,
             mean.data(), width);
@@ -192,39 +198,59 @@ void attend(const Shape& shape, float scaling, const T* queries, const T* prefix
   }
 }
 
-// Attention of L positions to themselves and those before them: queries (B, H, L, hd) in any layout with a dense last axis, keys
-// and values (B, H', L, hd), out (B, L, H, hd).
+// The positions of one prompt in one head of keys, which see themselves and those before them.
+template <typename T>
+class Prompt {
+ public:
+  explicit Prompt(const Shape& shape)
+      : shape(shape), stride(padded(shape.positions)), columns(shape.width * stride), query(CHUNK * shape.width),
+        mean(CHUNK * shape.width), scores(CHUNK * stride) {}
+
+  // keys and values: (L, hd).
+  void enter(const T* keys, const T* values) {
+    for (int64_t l = 0; l < shape.positions; l++)
+      for (int64_t d = 0; d < shape.width; d++) columns[d * stride + l] = to_float(keys[l * shape.width + d]);
+    this->values = values;
+  }
+
+  // Queries of one of the heads that read these keys, from position `first` on, a chunk of them; positions of `out` are `out_stride`
+  // apart.
+  void attend(int64_t first, float scaling, const T* queries, T* out, int64_t out_stride) {
+    const int64_t width = shape.width, rows = std::min(CHUNK, shape.positions - first), seen = first + rows;
+    for (int64_t r = 0; r < rows; r++)
+      scale_row(queries + (first + r) * shape.position_stride, scaling, width, &query[r * width]);
+    product(rows, padded(seen), width, query.data(), width, columns.data(), stride, scores.data(), stride);
+    for (int64_t r = 0; r < rows; r++) {
+      float* own = &scores[r * stride];
+      std::fill(own + first + r + 1, own + padded(seen), HIDDEN);
+      softmax(own, padded(seen));
+    }
+    product(rows, width, seen, scores.data(), stride, values, width, mean.data(), width);
+    for (int64_t r = 0; r < rows; r++) scale_row(&mean[r * width], 1.0f, width, out + (first + r) * out_stride);
+  }
+
+ private:
+  const Shape& shape;
+  const int64_t stride;
+  std::vector<float> columns, query, mean, scores;  // (hd, L), (CHUNK, hd), (CHUNK, hd), (CHUNK, L), L padded
+  const T* values = nullptr;
+};
+
+// Queries (P, H, L, hd) in any layout with a dense last axis, keys and values (P, H', L, hd), out (P, L, H, hd).
 template <typename T>
 void attend_causally(const Shape& shape, float scaling, const T* queries, const T* keys, const T* values, T* out) {
-  const int64_t width = shape.width, length = shape.positions, stride = padded(length), heads = shape.key_heads * shape.queries_per_key;
+  const int64_t size = shape.positions * shape.width, heads = shape.key_heads * shape.queries_per_key;
 #pragma omp parallel
   {
-    std::vector<float> columns(width * stride), query(CHUNK * width), mean(CHUNK * width), scores(CHUNK * stride);
+    Prompt<T> prompt(shape);
 #pragma omp for schedule(static)
-    for (int64_t head = 0; head < shape.groups * shape.key_heads; head++) {
-      const T *own_keys = keys + head * length * width, *own_values = values + head * length * width;
-      for (int64_t l = 0; l < length; l++)
-        for (int64_t d = 0; d < width; d++) columns[d * stride + l] = to_float(own_keys[l * width + d]);
-      for (int64_t q = 0; q < shape.queries_per_key; q++)
-        for (int64_t first = 0; first < length; first += CHUNK) {
-          const int64_t rows = std::min(CHUNK, length - first), seen = first + rows, row = head / shape.key_heads;
-          const int64_t query_head = head % shape.key_heads * shape.queries_per_key + q;
-          for (int64_t r = 0; r < rows; r++) {
-            const T* from = queries + row * shape.row_stride + query_head * shape.head_stride + (first + r) * shape.position_stride;
-            for (int64_t d = 0; d < width; d += LANES) store(&query[r * width + d], load(from + d) * scaling);
-          }
-          product(rows, padded(seen), width, query.data(), width, columns.data(), stride, scores.data(), stride);
-          for (int64_t r = 0; r < rows; r++) {
-            float* weights = &scores[r * stride];
-            std::fill(weights + first + r + 1, weights + padded(seen), HIDDEN);
-            const float scale = 1.0f / exponentials(weights, padded(seen));
-            for (int64_t l = 0; l < padded(seen); l += LANES) store(weights + l, load(weights + l) * scale);
-          }
-          product(rows, width, seen, scores.data(), stride, own_values, width, mean.data(), width);
-          for (int64_t r = 0; r < rows; r++)
-            for (int64_t d = 0; d < width; d += LANES)
-              store(out + ((row * length + first + r) * heads + query_head) * width + d, load(&mean[r * width + d]));
-        }
+    for (int64_t task = 0; task < shape.groups * shape.key_heads; task++) {
+      const int64_t row = task / shape.key_heads, key_head = task % shape.key_heads;
+      prompt.enter(keys + task * size, values + task * size);
+      for (int64_t head = key_head * shape.queries_per_key; head < (key_head + 1) * shape.queries_per_key; head++)
+        for (int64_t first = 0; first < shape.positions; first += CHUNK)
+          prompt.attend(first, scaling, queries + row * shape.row_stride + head * shape.head_stride,
+                        out + row * size * heads + head * shape.width, heads * shape.width);
     }
   }
 }

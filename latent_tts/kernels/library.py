@@ -113,15 +113,20 @@ def _processor() -> str:
 
 
 def _cache_folder() -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latent_tts"
+    """Where the library is kept: the user's cache, or a folder of the user's own among the temporary files.
+
+    Raises:
+        OSError: There is no such folder, or it belongs to somebody else, whose code would be loaded.
+    """
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latent_tts"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # not to be written to, or no home at all
         pass
     folder = Path(tempfile.gettempdir()) / f"latent_tts-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise OSError(f"{folder} belongs to another user.")  # whose code would be loaded
+        raise PermissionError(f"{folder} belongs to another user.")
     return folder
