@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--answer-tokens", type=int, default=8, help="tokens of an answer (default: %(default)s)")
     parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
-    backbone = random_coconut(args.size)
+    backbone = random_coconut(args.size).freeze()
     backbone.eos_token_id = -1  # random weights must not end an answer early
     engine = RolloutEngine(backbone, AdditiveGaussianNoise(0.5), args.answer_tokens)
     engine.rollout(["a first call, for what stays in memory after it"], 1)

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=77, help="seed of the problems (default: %(default)s)")
     parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
-    backbone = load_backbone(args.backbone)
+    backbone = load_backbone(args.backbone).freeze()
     source = GSMSymbolic(args.seed, templates=args.templates, split="validation")
     problems = [source.problem(i) for i in range(args.problems)]
     rows = [{"latents": f"{backbone.num_latents}, as thought", "greedy": accuracy(backbone, problems, args)}]

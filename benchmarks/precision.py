@@ -126,7 +126,7 @@ def main() -> None:
         templates=args.templates if symbolic else None,
     )  # fmt: skip
     problems = sorted(data.problems(), key=lambda problem: len(problem.question))
-    load = lambda dtype: load_backbone(args.backbone, dtype=dtype).to(args.device)  # noqa: E731
+    load = lambda dtype: load_backbone(args.backbone, dtype=dtype).to(args.device).freeze()  # noqa: E731
     found = {
         "float32": answer(load("float32"), problems, args, False, args.seed),
         "bfloat16": answer(load("bfloat16"), problems, args, False, args.seed),

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=77, help="seed of problems and draws (default: %(default)s)")
     parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
-    backbone = load_backbone(args.backbone)
+    backbone = load_backbone(args.backbone).freeze()
     source = GSMSymbolic(args.seed, templates=args.templates, split="validation")
     problems = [source.problem(i) for i in range(args.problems)]
     samplers: list[Any] = [Deterministic(), *map(AdditiveGaussianNoise, args.sigma)]
