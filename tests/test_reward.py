@@ -11,8 +11,9 @@ from torch import Tensor
 from latent_tts.backbones import Coconut, Codi, Colar, LatentBackbone
 from latent_tts.backbones.scratch import ScratchConfig, fresh_model, train_tokenizer
 from latent_tts.errors import UserError
+from latent_tts.kernels.library import kernels
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from latent_tts.reward.heads import HEADS, AttentionHead
+from latent_tts.reward.heads import HEADS, AttentionHead, LinearHead
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference checkpoints are not here")
@@ -24,11 +25,13 @@ QUESTIONS = [
 
 
 def tiny_backbone(
-    architecture: str = "gpt2", kind: type[LatentBackbone] = Coconut, **options: object
+    architecture: str = "gpt2", kind: type[LatentBackbone] = Coconut, num_heads: int = 4, **options: object
 ) -> LatentBackbone:
     """Two blocks of width 32 with random weights; about the same for every caller."""
     tokenizer = train_tokenizer(QUESTIONS, 300)
-    config = ScratchConfig(architecture=architecture, hidden_size=32, num_layers=2, num_heads=4, max_positions=128)  # type: ignore[arg-type]
+    config = ScratchConfig(
+        architecture=architecture, hidden_size=32, num_layers=2, num_heads=num_heads, max_positions=128
+    )  # type: ignore[arg-type]
     model = fresh_model(config, len(tokenizer))
     torch.manual_seed(0)  # weights of the usual size give hidden states that hardly depend on the input
     for parameter in model.parameters():
@@ -80,6 +83,31 @@ def test_scores_do_not_depend_on_batch_or_padding(architecture: str, head: str) 
             alone = model.score([question], latents[b : b + 1, n : n + 1, :t])
             torch.testing.assert_close(together[b, n, :t], alone[0, 0], atol=1e-4, rtol=1e-4)
             assert not together[b, n, t:].any()
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_by_the_kernels_a_score_is_its_own_to_the_bit(architecture: str, dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and not kernels().has_tiles:  # type: ignore[union-attr]
+        pytest.skip("no products in bfloat16 on this processor")
+    backbone = tiny_backbone(architecture, num_heads=2).to(dtype)
+    model, (latents, num_latents) = LatentRewardModel.from_backbone(backbone).eval().freeze(), tiny_latents(rollouts=9)
+    together = model.score(QUESTIONS, latents, num_latents)
+    assert together.std() > 1e-3
+    for b, question in enumerate(QUESTIONS):
+        for first, last in ((0, 1), (2, 5), (1, 9)):
+            chosen = slice(first, last)
+            alone = model.score([question], latents[b : b + 1, chosen], num_latents[b : b + 1, chosen])
+            assert torch.equal(alone[0], together[b, chosen])
+
+
+def test_the_linear_head_is_a_linear_layer_that_reads_a_row_alike_in_every_batch() -> None:
+    head, hidden = LinearHead(256), torch.randn(300, 5, 256, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(head(hidden), torch.nn.functional.linear(hidden, head.weight, head.bias)[..., 0])
+        for first, last in ((0, 1), (7, 9), (100, 164)):
+            assert torch.equal(head(hidden[first:last]), head(hidden)[first:last])
 
 
 @pytest.mark.parametrize("head", HEADS)

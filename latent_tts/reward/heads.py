@@ -24,7 +24,8 @@ class LinearHead(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden).squeeze(-1)
+        # A sum per row, which is summed alike in every batch; a matrix product may not be.
+        return (hidden * self.weight[0]).sum(dim=-1) + self.bias
 
 
 class MLPHead(nn.Module):
