@@ -86,8 +86,7 @@ def work(job: dict[str, Any]) -> None:
     if job["which"] == "GEMM":
         serve_gemm(n * problems, SIZES[job["size"]][1], dtype, job["clock"], device)
         return
-    backbone = random_coconut(job["size"], dtype, job["num_latents"], device)
-    backbone = backbone.freeze() if job["which"] == "ours" else backbone.requires_grad_(False)
+    backbone = random_coconut(job["size"], dtype, job["num_latents"], device).freeze()
     backbone.eos_token_id = -1  # random weights must not end an answer early: every rollout decodes all its tokens
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(1, 256, (problems, job["prompt_length"]), generator=generator).tolist()

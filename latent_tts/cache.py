@@ -48,14 +48,13 @@ def attention_with_shared_prefix(
     """transformers' attention interface: query (R, H, Q, hd), key and value as the cache's ``update`` returned them."""
     if packed is not None:  # the training of reward models: see latent_tts/reward/packing.py
         return packed(module, query, key, value, **kwargs)
-    if shared_prefix is None:
-        if _is_prompt_pass(query, key, value, attention_mask):
-            scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-            return attention.attend_causally(query, key, value, scaling), None
-        plain = attention_by_products if products_train_faster(query) else sdpa_attention_forward
-        return plain(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
+    if shared_prefix is not None:
+        return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
+    if _is_prompt_pass(query, key, value, attention_mask):
+        return attention.attend_causally(query, key, value, scaling), None
+    plain = attention_by_products if products_train_faster(query) else sdpa_attention_forward
+    return plain(module, query, key, value, attention_mask, **kwargs)
 
 
 def _is_prompt_pass(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> bool:

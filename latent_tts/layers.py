@@ -165,6 +165,17 @@ def allow_packing(model: nn.Module, but: nn.Module | None = None) -> None:
             module.may_pack = True
 
 
+def freeze(model: nn.Module, but: nn.Module | None = None) -> None:
+    """Takes the gradients from a model whose weights are only used from now on, and lets it be laid out for speed.
+
+    Args:
+        but: A linear layer whose weights have to stay as they are.
+    """
+    model.requires_grad_(False)
+    use_fast_layers(model)
+    allow_packing(model, but)
+
+
 def rearrange_weight(layer: nn.Module, arrange: Callable[[Tensor], Tensor]) -> None:
     """Gives a layer's weights another memory layout, in the same parameter."""
     with torch.inference_mode(False), torch.no_grad():  # or these weights could never be trained again

@@ -60,9 +60,8 @@ class Vocabulary:
 
     def __init__(self) -> None:
         self._copy: Screen | Tensor | None = None
-        self._copied: tuple[weakref.ref[Tensor], int, int] | None = (
-            None  # the matrix, where it was, how often it had changed
-        )
+        # The matrix it is of, where that was, and how often it had changed.
+        self._copied: tuple[weakref.ref[Tensor], int, int] | None = None
 
     def __reduce__(self) -> tuple[type[Vocabulary], tuple[()]]:
         return Vocabulary, ()  # a copy of the model has a matrix of its own

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
 from latent_tts.fingerprint import fingerprint
-from latent_tts.layers import allow_packing, use_fast_layers
+from latent_tts.layers import freeze, use_fast_layers
 from latent_tts.vocabulary import Vocabulary
 
 START_OF_THOUGHT = "<|start-latent|>"
@@ -72,9 +72,7 @@ class LatentBackbone(nn.Module, ABC):
 
         The output layer stays as it is: its weights may be the input embeddings' too.
         """
-        self.requires_grad_(False)
-        use_fast_layers(self)
-        allow_packing(self, but=self.model.get_output_embeddings())
+        freeze(self, but=self.model.get_output_embeddings())
         return self
 
     # Layout on disk -------------------------------------------------------------------------------------------------

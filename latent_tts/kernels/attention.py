@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -67,12 +65,14 @@ def attend(
     rows, heads, positions, width = query.shape
     groups, key_heads, members, slots, _ = suffix_keys.shape
     out = query.new_empty(rows, positions, heads, width)
-    shape = (
+    shape = (  # the fields of Shape in attention.cpp
         groups, members, key_heads, heads // key_heads, positions, width,
         prefix_values.shape[2], prefix_keys.shape[3], slots, used, *query.stride()[:3],
     )  # fmt: skip
     parts = (query, prefix_keys, prefix_values, prefix_lengths, suffix_keys, suffix_values, valid, out)
-    _run("attention", shape, scaling, *parts)
+    kernels = library.kernels()
+    assert kernels is not None
+    kernels.run("attention", query.dtype, shape, scaling, *parts)
     return out
 
 
@@ -92,19 +92,12 @@ def attend_causally(query: Tensor, keys: Tensor, values: Tensor, scaling: float)
     key_heads = keys.shape[1]
     out = query.new_empty(rows, length, heads, width)
     shape = (rows, 1, key_heads, heads // key_heads, length, width, 0, 0, 0, 0, *query.stride()[:3])
-    _run("causal_attention", shape, scaling, query, keys.contiguous(), values.contiguous(), out)
+    kernels = library.kernels()
+    assert kernels is not None
+    kernels.run("causal_attention", query.dtype, shape, scaling, query, keys.contiguous(), values.contiguous(), out)
     return out
 
 
 def _dense(query: Tensor) -> Tensor:
     """The queries in a layout whose last axis is dense, as that of a model's usually is."""
     return query if query.stride(-1) == 1 else query.contiguous()
-
-
-def _run(name: str, shape: tuple[int, ...], scaling: float, *tensors: Tensor | None) -> None:
-    """Calls a kernel in the first tensor's type; ``shape`` are the fields of ``Shape`` in ``attention.cpp``."""
-    kernels = library.kernels()
-    assert kernels is not None and tensors[0] is not None
-    function = getattr(kernels.functions, f"{str(tensors[0].dtype).removeprefix('torch.')}_{name}")
-    addresses = (None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
-    function((ctypes.c_int64 * len(shape))(*shape), ctypes.c_float(scaling), *addresses)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -41,8 +38,7 @@ class RMSNorm(nn.Module):
             scaled = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
             return self.weight * scaled.to(x.dtype)
         y = torch.empty_like(x)
-        sizes = ctypes.c_int64(x.numel() // width), ctypes.c_int64(width), ctypes.c_float(self.variance_epsilon)
-        _function(kernels, "rms_norm", x)(_address(x), _address(self.weight), _address(y), *sizes)
+        kernels.run("rms_norm", x.dtype, x, self.weight, y, x.numel() // width, width, self.variance_epsilon)
         return y
 
     def extra_repr(self) -> str:
@@ -55,7 +51,7 @@ def _by_kernel(name: str, x: Tensor) -> Tensor | None:
     if kernels is None:
         return None
     y = torch.empty_like(x)
-    _function(kernels, name, x)(_address(x), _address(y), ctypes.c_int64(x.numel()))
+    kernels.run(name, x.dtype, x, y, x.numel())
     return y
 
 
@@ -63,11 +59,3 @@ def _kernels(x: Tensor) -> library.Kernels | None:
     """The kernels, if they can read this tensor."""
     known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous()
     return library.kernels() if known and not torch.is_grad_enabled() else None
-
-
-def _function(kernels: library.Kernels, name: str, x: Tensor) -> Any:
-    return getattr(kernels.functions, f"{str(x.dtype).removeprefix('torch.')}_{name}")
-
-
-def _address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

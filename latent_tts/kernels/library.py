@@ -19,8 +19,10 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 SWITCH = "LATENT_TTS_KERNELS"
 SOURCES = Path(__file__).parent
@@ -43,10 +45,25 @@ class Kernels:
     lanes: int
     has_tiles: bool
 
+    def run(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | tuple[int, ...] | None) -> None:
+        """Calls a function in the version for a type; integers and tuples of them are passed as int64, floats as float32."""
+        function = getattr(self.functions, f"{str(dtype).removeprefix('torch.')}_{name}")
+        function(*map(_as_argument, arguments))
+
     @classmethod
     def load(cls, file: Path) -> Kernels:
         functions = ctypes.CDLL(str(file))
         return cls(functions, functions.lanes(), bool(functions.has_bfloat16_tiles()))
+
+
+def _as_argument(value: Tensor | float | tuple[int, ...] | None) -> Any:
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, tuple):
+        return (ctypes.c_int64 * len(value))(*value)
+    if isinstance(value, int):
+        return ctypes.c_int64(value)
+    return value if value is None else ctypes.c_float(value)
 
 
 @cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 
 import torch
@@ -49,12 +48,7 @@ def product(x: Tensor, panels: Tensor, bias: Tensor | None, num_outputs: int) ->
     assert kernels is not None
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], num_outputs)
-    multiply = getattr(kernels.functions, "float32_product" if x.dtype == torch.float32 else "bfloat16_product")
-    rows, inputs = x.numel() // x.shape[-1], x.shape[-1]
-    multiply(
-        _address(x), _address(panels), None if bias is None else _address(bias), _address(y),
-        ctypes.c_int64(rows), ctypes.c_int64(inputs), ctypes.c_int64(num_outputs),
-    )  # fmt: skip
+    kernels.run("product", x.dtype, x, panels, bias, y, x.numel() // x.shape[-1], x.shape[-1], num_outputs)
     return y
 
 
@@ -79,7 +73,3 @@ def _panel_width(dtype: torch.dtype) -> int:
     kernels = library.kernels()
     assert kernels is not None
     return _VECTORS * kernels.lanes if dtype == torch.float32 else _TILE
-
-
-def _address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
-from latent_tts.layers import allow_packing, use_fast_layers
+from latent_tts.layers import freeze
 from latent_tts.padding import pad_right
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.incremental import RewardState, extend, start_state
@@ -166,9 +166,7 @@ class LatentRewardModel(nn.Module):
 
     def freeze(self) -> LatentRewardModel:
         """Takes the gradients from weights that are only used from now on, which lets them be laid out for speed."""
-        self.requires_grad_(False)
-        use_fast_layers(self)
-        allow_packing(self)
+        freeze(self)
         return self
 
     # Scoring --------------------------------------------------------------------------------------------------------
