@@ -5,18 +5,18 @@
 
 import sys
 
-from latent_tts.cli import main_guard
-from latent_tts.start_up import import_torchmetrics_alone
+from commands.guard import main_guard
+from commands.start_up import import_torchmetrics_alone
 
 
 def main() -> None:
     import_torchmetrics_alone()
     if sys.argv[1:2] == ["annotate"]:
-        from lightning_modules.annotation_cli import AnnotationCLI
+        from commands.annotate import AnnotationCLI
 
         AnnotationCLI(sys.argv[2:]).run()
         return
-    from lightning_modules.evaluation_cli import EvaluationCLI
+    from commands.evaluate import EvaluationCLI
 
     EvaluationCLI().run()
 

@@ -73,10 +73,10 @@ def continue_from(backbone: Any, inputs: Tensor, step: int, job: dict[str, Any])
 
 def work(job: dict[str, Any]) -> None:
     """A worker's side: one implementation at one setting, or the matrix products."""
-    from latent_tts.kernels.library import SWITCH
-    from latent_tts.rollout import RolloutEngine
+    from latent_tts.acceleration.kernels.library import SWITCH
+    from latent_tts.annotation.prefix_values import annotate
+    from latent_tts.engine.engine import RolloutEngine
     from latent_tts.sampling import AdditiveGaussianNoise
-    from latent_tts.values import annotate
 
     if job["which"] == "reference":
         os.environ[SWITCH] = "off"

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import machine
+from commands.guard import main_guard
 from datamodules.rollout_data import RolloutDataModule
+from latent_tts.annotation.prefix_values import AnnotatedRollouts, annotate
 from latent_tts.backbones import load_backbone
-from latent_tts.cli import main_guard
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
-from latent_tts.values import AnnotatedRollouts, annotate
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, float], Tensor, Tensor]:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import SIZES, machine, peak_bytes, random_coconut, show, start_counting
-from latent_tts.batch_budget import BatchBudget
-from latent_tts.rollout import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.memory import BatchBudget
 from latent_tts.sampling import AdditiveGaussianNoise
 
 

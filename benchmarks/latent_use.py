@@ -18,7 +18,7 @@ from benchmarks.common import machine, show
 
 
 def main() -> None:
-    from datamodules.gsm_symbolic import GSMSymbolic
+    from datamodules.sources.gsm_symbolic import GSMSymbolic
     from latent_tts import load_backbone
     from latent_tts.backbones.cot import Cot
 
@@ -56,7 +56,7 @@ def accuracy(
 ) -> float:
     """Share of the problems that are answered right after `num_latents` latents, by default the model's own number."""
     from latent_tts.answers import answers_equal, parse_answer
-    from latent_tts.latent_forward import greedy_texts
+    from latent_tts.training.differentiable import greedy_texts
 
     latents, right = backbone.num_latents if num_latents is None else num_latents, 0
     for first in range(0, len(problems), args.batch_size):

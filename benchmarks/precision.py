@@ -29,9 +29,9 @@ from benchmarks.common import machine, show
 from latent_tts.aggregation import MajorityVoting
 from latent_tts.answers import answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.metrics.bootstrap import BootstrapIntervals, BootstrapResult
 from latent_tts.problems import Problem
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic
 
 VALUES = ("greedy", "single", "voting", "coverage")

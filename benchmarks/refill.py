@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import byte_tokenizer, machine, show
-from datamodules.gsm_symbolic import GSMSymbolic
+from datamodules.sources.gsm_symbolic import GSMSymbolic
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.colar import Colar
-from latent_tts.rollout import RolloutEngine, Rollouts
+from latent_tts.engine.engine import RolloutEngine, Rollouts
 from latent_tts.sampling import AdditiveGaussianNoise
 
 

@@ -35,8 +35,8 @@ from benchmarks.common import (
     start_counting,
     synchronize,
 )
-from latent_tts.losses import contrastive_loss
 from latent_tts.reward import LatentRewardModel
+from latent_tts.reward.losses import contrastive_loss
 
 Job = dict[str, Any]  # the options, with one size, prompt length and N
 

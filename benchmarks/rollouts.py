@@ -73,8 +73,8 @@ def straightforward(
 
 def work(job: dict[str, Any]) -> None:
     """A worker's side: one implementation at one setting, or the matrix products."""
-    from latent_tts.kernels.library import SWITCH
-    from latent_tts.rollout import RolloutEngine
+    from latent_tts.acceleration.kernels.library import SWITCH
+    from latent_tts.engine.engine import RolloutEngine
     from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 
     if job["which"] == "reference":

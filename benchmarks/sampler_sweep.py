@@ -17,7 +17,7 @@ from benchmarks.common import machine, show
 
 
 def main() -> None:
-    from datamodules.gsm_symbolic import GSMSymbolic
+    from datamodules.sources.gsm_symbolic import GSMSymbolic
     from latent_tts import load_backbone
     from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, NativeGaussian
 
@@ -55,8 +55,8 @@ def measure(backbone: Any, sampler: Any, problems: list[Any], args: argparse.Nam
     """One row of the table: a sampler on all problems."""
     from latent_tts.aggregation import MajorityVoting
     from latent_tts.answers import answers_equal
+    from latent_tts.engine.engine import RolloutEngine
     from latent_tts.metrics.diversity import step_diversity
-    from latent_tts.rollout import RolloutEngine
     from latent_tts.sampling import Deterministic
 
     n = 1 if isinstance(sampler, Deterministic) else args.num_rollouts

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from latent_tts.annotation_store import AnnotatedProblem, AnnotationWriter, write_index
+from latent_tts.annotation.store import AnnotatedProblem, AnnotationWriter, write_index
 
 
 class WriteAnnotations(Callback):

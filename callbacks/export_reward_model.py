@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 from callbacks.export import ExportBest, StorageType
-from latent_tts.cli import main_guard
+from commands.guard import main_guard
 from latent_tts.errors import UserError
 from lightning_modules.latent_rm_module import LatentRMModule
 

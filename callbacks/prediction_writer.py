@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latent_tts.errors import UserError
-from latent_tts.results import (
+from latent_tts.evaluation.run_folder import (
     CONFIG_FILE,
     FinishedProblems,
     Record,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from latent_tts import report
 from latent_tts.errors import UserError
-from latent_tts.results import rounded, write_whole
+from latent_tts.evaluation import report
+from latent_tts.evaluation.run_folder import rounded, write_whole
 
 
 class ScalingReport(Callback):

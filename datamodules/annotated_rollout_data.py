@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches
-from latent_tts.annotation_store import AnnotatedProblem, AnnotationStore
+from latent_tts.annotation.store import AnnotatedProblem, AnnotationStore
 from latent_tts.errors import UserError
-from latent_tts.losses import Labels, require_valid_steps
 from latent_tts.problems import problem_id_from_question
+from latent_tts.reward.losses import Labels, require_valid_steps
 
 
 @dataclass

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
-from datamodules.gsm_symbolic import GSMSymbolic
-from datamodules.resampling import Resampled, templates_of
-from datamodules.sources import GSM_SYMBOLIC, RESAMPLED, GoodRows, example_rows, find_table, to_question
-from datamodules.streams import ExampleStream, Mixture, ShuffledPasses
+from datamodules.resampling.resampled import Resampled, templates_of
+from datamodules.sources.gsm_symbolic import GSMSymbolic
+from datamodules.sources.rows import GSM_SYMBOLIC, RESAMPLED, GoodRows, example_rows, find_table, to_question
+from datamodules.sources.streams import ExampleStream, Mixture, ShuffledPasses
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, problem_id_from_question
 

@@ -9,8 +9,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.batching import length_sorted_batches, rank_and_world_size, require_positive, unchanged
-from datamodules.gsm_symbolic import GSMSymbolic, Split
-from datamodules.sources import GSM_SYMBOLIC, GoodRows, find_table, number_repeats, to_problem
+from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
+from datamodules.sources.rows import GSM_SYMBOLIC, GoodRows, find_table, number_repeats, to_problem
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 

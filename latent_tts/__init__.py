@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latent_tts.backbones.loading import load_backbone
+    from latent_tts.engine.engine import RolloutEngine, Rollouts
     from latent_tts.reward import load_reward_model
-    from latent_tts.rollout import RolloutEngine, Rollouts
 
 __all__ = ["RolloutEngine", "Rollouts", "load_backbone", "load_reward_model"]
 
 _HOMES = {
     "load_backbone": "latent_tts.backbones.loading",
     "load_reward_model": "latent_tts.reward",
-    "RolloutEngine": "latent_tts.rollout",
-    "Rollouts": "latent_tts.rollout",
+    "RolloutEngine": "latent_tts.engine.engine",
+    "Rollouts": "latent_tts.engine.engine",
 }
 
 

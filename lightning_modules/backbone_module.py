@@ -19,10 +19,10 @@ from torchmetrics import MeanMetric
 from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.lora import LoRA, add_lora, hold_frozen_layers_in_bfloat16
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization, fused_adamw
 from latent_tts.problems import ReasoningExample
-from latent_tts.rollout import RolloutEngine
+from latent_tts.training.optimization import Optimization, fused_adamw
 
 
 class BackboneModule(LightningModule):

@@ -9,11 +9,11 @@ from torch import Tensor
 from latent_tts.backbones.cot import Cot
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.curriculum import ThoughtSequence, lay_out
 from latent_tts.errors import UserError
-from latent_tts.latent_forward import collate, token_losses
-from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
+from latent_tts.training.coconut_curriculum import ThoughtSequence, lay_out
+from latent_tts.training.differentiable import collate, token_losses
+from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 
 DEFAULT_OPTIMIZATION = Optimization()

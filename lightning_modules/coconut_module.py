@@ -12,17 +12,17 @@ from torch import Tensor
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.curriculum import Curriculum, build_sequences
-from latent_tts.latent_forward import collate, greedy_texts, token_losses
-from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
+from latent_tts.training.coconut_curriculum import Curriculum, build_sequences
+from latent_tts.training.differentiable import collate, greedy_texts, token_losses
+from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 
 PUBLISHED_CURRICULUM = Curriculum()
 
 
 class CoconutModule(BackboneModule):
-    """Trains a COCONUT from any Hugging Face causal LM, or from a fresh one made by `datamodules.scratch`.
+    """Trains a COCONUT from any Hugging Face causal LM, or from a fresh one made by `commands.fresh_model`.
 
     The loss is the mean cross-entropy over all label tokens of the global batch; see BackboneModule for what it is
     independent of, and for what is not supported.

@@ -9,10 +9,10 @@ from torch import Tensor
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.distillation import DistillationForms, build_lessons, collate_lessons, distillation_losses
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
+from latent_tts.training.codi import DistillationForms, build_lessons, collate_lessons, distillation_losses
+from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 
 DEFAULT_FORMS = DistillationForms()
@@ -26,7 +26,7 @@ class CodiModule(BackboneModule):
 
         student_factor x cross-entropy of its answer after latents, mean over its tokens
         + teacher_factor x cross-entropy of its steps and answer, mean over their tokens
-        + distillation_factor x distance of the student's hidden states from the teacher's (`latent_tts.distillation`)
+        + distillation_factor x distance of the student's hidden states from the teacher's (`latent_tts.training.codi`)
 
     and every example of the global batch counts the same; see BackboneModule for what that is independent of.
 

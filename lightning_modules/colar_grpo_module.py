@@ -14,12 +14,12 @@ from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization
-from latent_tts.policy_gradient import Experience, LogProbs, action_log_probs, experience_of, grpo_terms
 from latent_tts.problems import ReasoningExample
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import NativeGaussian, Sampler
+from latent_tts.training.grpo import Experience, LogProbs, action_log_probs, experience_of, grpo_terms
+from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.colar_module import greedy_answers
 
@@ -27,7 +27,7 @@ DEFAULT_OPTIMIZATION = Optimization(lr=1e-6)
 
 
 class ColarGRPOModule(BackboneModule):
-    """Trains a CoLaR on the correctness of its own answers; `latent_tts.policy_gradient` has the formulas.
+    """Trains a CoLaR on the correctness of its own answers; `latent_tts.training.grpo` has the formulas.
 
     For every batch of problems the rollout engine draws groups of rollouts, which are learned from `num_updates` times. A term
     of the loss is a rollout; those of groups that are all right or all wrong are none. Dropout is off in all passes: a ratio

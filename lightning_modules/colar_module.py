@@ -10,11 +10,11 @@ from torch.nn.functional import pad
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.compression import LatentLoss, at_speed, colar_losses, compress, compression_factor
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
-from latent_tts.rollout import RolloutEngine
+from latent_tts.training.colar import LatentLoss, at_speed, colar_losses, compress, compression_factor
+from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 
 PUBLISHED_FACTORS = (1, 2, 3, 4, 5)
@@ -34,7 +34,7 @@ class ColarModule(BackboneModule):
         thinking_speed: The factor to validate at, which the exported prompt form carries.
         prompt_form: Template of the prompt with the fields {question} and {speed}, ending in ###; null takes the published one.
         max_latents: Latent thoughts after which a rollout has to answer.
-        latent_loss: mse, nll, soft_mse or mse_nll (`latent_tts.compression.latent_losses`). All but mse train a deviation
+        latent_loss: mse, nll, soft_mse or mse_nll (`latent_tts.training.colar.latent_losses`). All but mse train a deviation
             beside the mean, which the sampler NativeGaussian draws from.
         latent_weight: Weight of the loss of the merged embeddings.
         entropy_weight: Weight of the entropy in soft_mse.

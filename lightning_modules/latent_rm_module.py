@@ -16,12 +16,12 @@ from datamodules.annotated_rollout_data import AnnotatedBatch, AnnotatedRolloutD
 from latent_tts.aggregation.base import StepReduction
 from latent_tts.backbones import load_backbone
 from latent_tts.errors import UserError
-from latent_tts.losses import Labels, LossSum, Targets, bce_loss, contrastive_loss, step_labels
 from latent_tts.metrics import PairwiseRankingAccuracy, RecallAt1, ScoreCalibration, StepScoreCorrelation
-from latent_tts.optimization import fused_adamw
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HeadName
 from latent_tts.reward.loading import load_to_train_further
+from latent_tts.reward.losses import Labels, LossSum, Targets, bce_loss, contrastive_loss, step_labels
+from latent_tts.training.optimization import fused_adamw
 
 
 class LatentRMModule(LightningModule):

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from lightning.pytorch import LightningModule
 
-from latent_tts.batch_budget import BatchBudget, free_bytes
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.memory import BatchBudget, free_bytes
 from latent_tts.problems import Problem
-from latent_tts.rollout import RolloutEngine
 
 
 def problems_per_batch(

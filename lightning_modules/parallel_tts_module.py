@@ -14,20 +14,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
-from latent_tts.batch_budget import DoesNotFitError, FittingParts
+from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.engine.engine import RolloutEngine, Rollouts, join_rollouts
+from latent_tts.engine.memory import DoesNotFitError, FittingParts
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
-from latent_tts.evaluation import EvaluationMetrics, choose
-from latent_tts.fingerprint import fingerprint
+from latent_tts.evaluation.report import label
+from latent_tts.evaluation.run_folder import Record, Settings, flatten, rounded
+from latent_tts.evaluation.strategies import Part, make_aggregations, make_searches
+from latent_tts.evaluation.summary import EvaluationMetrics, choose
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
-from latent_tts.report import label
-from latent_tts.results import Record, Settings, flatten, rounded
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from latent_tts.rollout import RolloutEngine, Rollouts, join_rollouts
 from latent_tts.sampling import Deterministic, Sampler
-from latent_tts.thought_state import ThoughtState
 from lightning_modules.memory import problems_per_batch
-from lightning_modules.strategies import Part, make_aggregations, make_searches
 
 R = TypeVar("R")
 
@@ -125,7 +125,7 @@ class ParallelTTSModule(LightningModule):
         self._rollout_parts = FittingParts("rollouts of one problem")
 
     def settings(self) -> Settings:
-        """Everything the records depend on, by option name; see `latent_tts.results`."""
+        """Everything the records depend on, by option name; see `latent_tts.evaluation.run_folder`."""
         return flatten(
             {
                 "model": {

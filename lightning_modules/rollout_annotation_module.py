@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 
-from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, LatentDtype
+from latent_tts.annotation.prefix_values import LastValue, annotate
+from latent_tts.annotation.store import AnnotatedProblem, AnnotationSettings, LatentDtype
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
-from latent_tts.batch_budget import DoesNotFitError, FittingParts
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import Sampler
-from latent_tts.values import LastValue, annotate
 from lightning_modules.memory import problems_per_batch
 
 
@@ -58,7 +58,7 @@ class RolloutAnnotationModule(LightningModule):
         dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
             multiplies it faster (docs/performance.md says what it does to answers).
         last: Value of a rollout's last prefix: the correctness of its own answer, or a Monte-Carlo estimate where the
-            sampler leaves anything to chance after the last thought (see latent_tts/values.py).
+            sampler leaves anything to chance after the last thought (see latent_tts/annotation/prefix_values.py).
         answer_rule: When an answer equals the gold answer: tolerance compares values, strict wants equal floats.
         max_rows: Continuations that are in memory at once.
         latent_dtype: How latents are stored.

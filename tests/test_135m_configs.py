@@ -11,10 +11,10 @@ import torch
 import yaml
 
 import train
-from latent_tts.backbones.extraction import extract_adapters
+from commands.extract_adapters import extract_adapters
+from commands.guard import main_guard
+from commands.train import CONFIGS
 from latent_tts.backbones.loading import load_backbone
-from latent_tts.cli import main_guard
-from lightning_modules.training_cli import CONFIGS
 from tests.training import write_examples, write_tiny_model
 
 MASKED = """Question,Numbers,Equation,Answer

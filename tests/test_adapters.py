@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from callbacks.export import ExportBackbone, export_checkpoint
+from commands.extract_adapters import extract_adapters
 from latent_tts.backbones.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapters
 from latent_tts.backbones.base import METADATA_FILE
-from latent_tts.backbones.extraction import extract_adapters
 from latent_tts.backbones.files import load_causal_lm
 from latent_tts.backbones.loading import KINDS, load_backbone
 from latent_tts.backbones.lora import LoRA, add_lora, hold_frozen_layers_in_bfloat16, merged
 from latent_tts.backbones.training import load_for_training
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from tests.conftest import QUESTIONS
 from tests.training import make_data, make_module, make_trainer, write_tiny_model
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from latent_tts.annotation_store import (
+from latent_tts.annotation.store import (
     AnnotatedProblem,
     AnnotationSettings,
     AnnotationStore,

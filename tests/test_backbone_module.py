@@ -16,9 +16,9 @@ from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.distillation import DistillationForms
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
+from latent_tts.training.codi import DistillationForms
 from tests.conftest import QUESTIONS
 from tests.training import (
     MAKERS,

@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from latent_tts.batch_budget import (
+from commands.evaluate import EvaluationCLI
+from commands.guard import main_guard
+from latent_tts.engine.engine import RolloutEngine, join_rollouts
+from latent_tts.engine.memory import (
     BatchBudget,
     DoesNotFitError,
     FittingParts,
@@ -21,14 +24,11 @@ from latent_tts.batch_budget import (
     position_bytes,
     rollout_bytes,
 )
-from latent_tts.cli import main_guard
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
-from latent_tts.rollout import RolloutEngine, join_rollouts
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
-from latent_tts.thought_state import ThoughtState
-from lightning_modules.evaluation_cli import EvaluationCLI
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import annotation, rollouts
 from benchmarks.common import SIZES, random_coconut
-from latent_tts.rollout import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.sampling import Deterministic
 
 

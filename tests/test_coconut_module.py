@@ -17,8 +17,8 @@ from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
 from latent_tts.backbones.training import load_for_training
-from latent_tts.curriculum import Curriculum
 from latent_tts.errors import UserError
+from latent_tts.training.coconut_curriculum import Curriculum
 from lightning_modules.backbone_module import accumulated_batches
 from tests.training import (
     ONE_EPOCH_A_STAGE,

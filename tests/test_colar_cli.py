@@ -13,11 +13,11 @@ import torch
 import yaml
 
 import train
+from commands.evaluate import CONFIGS as EVALUATE
+from commands.evaluate import EvaluationCLI
+from commands.guard import main_guard
+from commands.train import CONFIGS
 from latent_tts.backbones.loading import load_backbone
-from latent_tts.cli import main_guard
-from lightning_modules.evaluation_cli import CONFIGS as EVALUATE
-from lightning_modules.evaluation_cli import EvaluationCLI
-from lightning_modules.training_cli import CONFIGS
 from tests.training import write_examples, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]

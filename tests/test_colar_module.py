@@ -12,10 +12,10 @@ from callbacks.export import ExportBackbone, export_checkpoint
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA, merged
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, NativeGaussian
+from latent_tts.training.optimization import Optimization
 from lightning_modules.colar_grpo_module import ColarGRPOModule
 from lightning_modules.colar_module import ColarModule
 from tests.training import addition, make_data, make_trainer, write_tiny_model

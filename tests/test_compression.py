@@ -10,8 +10,8 @@ from torch.distributions import Normal
 
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.loading import load_backbone
-from latent_tts.compression import at_speed, colar_losses, compress, compression_factor, latent_losses
 from latent_tts.errors import UserError
+from latent_tts.training.colar import at_speed, colar_losses, compress, compression_factor, latent_losses
 from tests.training import addition
 
 FORM = "Q: {question} (speed {speed})###"
@@ -152,7 +152,7 @@ def test_factors_are_a_function_of_seed_epoch_and_batch_and_all_occur():
 
 def test_merged_embeddings_keep_the_variance():
     """The sum of r independent embeddings of variance v has variance r v; divided by sqrt(r), v."""
-    from latent_tts.compression import merge
+    from latent_tts.training.colar import merge
 
     class Table:
         device = "cpu"

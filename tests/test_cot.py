@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from latent_tts.answers import parse_answer
 from latent_tts.backbones.cot import Cot
 from latent_tts.backbones.loading import load_backbone
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 from lightning_modules.chain_of_thought_module import ChainOfThoughtModule
 from tests.conftest import QUESTIONS

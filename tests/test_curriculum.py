@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from latent_tts.curriculum import Curriculum, build_sequences
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
+from latent_tts.training.coconut_curriculum import Curriculum, build_sequences
 
 EXAMPLE = ReasoningExample("Q?", ("<<1+2=3>>", "<<3+4=7>>", "<<7+5=12>>", "<<12-4=8>>"), "8")
 END, EOS = 1, 0

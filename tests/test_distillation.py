@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from latent_tts.distillation import (
+from latent_tts.errors import UserError
+from latent_tts.problems import ReasoningExample
+from latent_tts.training.codi import (
     DistillationForms,
     Lesson,
     build_lessons,
@@ -16,8 +18,6 @@ from latent_tts.distillation import (
     distillation_losses,
     state_distance,
 )
-from latent_tts.errors import UserError
-from latent_tts.problems import ReasoningExample
 from tests.training import addition
 
 EXAMPLES = [addition(i) for i in range(5)]

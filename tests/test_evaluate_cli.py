@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from latent_tts.cli import main_guard
-from lightning_modules.evaluation_cli import CONFIGS, EvaluationCLI, base_configs
+from commands.evaluate import CONFIGS, EvaluationCLI, base_configs
+from commands.guard import main_guard
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))

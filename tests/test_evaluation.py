@@ -9,7 +9,7 @@ from statistics import mean
 import pytest
 
 from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting
-from latent_tts.evaluation import EvaluationMetrics, choose, record_scores
+from latent_tts.evaluation.summary import EvaluationMetrics, choose, record_scores
 from tests.records import make_record
 
 AGGREGATIONS = (MajorityVoting(), BestOfN(), WeightedVoting())

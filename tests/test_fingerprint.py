@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latent_tts import load_backbone, load_reward_model
-from latent_tts.fingerprint import fingerprint
+from latent_tts.backbones.fingerprint import fingerprint
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 WEIGHTS = {"b": torch.arange(6.0).view(2, 3), "a": torch.tensor([1, 2])}

@@ -11,11 +11,11 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from commands.gguf import main, packaged_file, read_gguf
+from commands.guard import main_guard
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.files import load_tokenizer
-from latent_tts.backbones.gguf import main, packaged_file, read_gguf
 from latent_tts.backbones.training import load_for_training
-from latent_tts.cli import main_guard
 from latent_tts.errors import UserError
 
 gguf = pytest.importorskip("gguf")

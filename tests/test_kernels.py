@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from latent_tts.kernels import attention, elementwise, library, products
-from latent_tts.kernels.library import Kernels, kernels
+from latent_tts.acceleration.kernels import attention, elementwise, library, products
+from latent_tts.acceleration.kernels.library import Kernels, kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from latent_tts.curriculum import Curriculum, build_sequences
-from latent_tts.latent_forward import collate, greedy_texts, token_losses
-from latent_tts.rollout import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.training.coconut_curriculum import Curriculum, build_sequences
+from latent_tts.training.differentiable import collate, greedy_texts, token_losses
 from tests.conftest import QUESTIONS
 from tests.training import addition
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from latent_tts import cache
-from latent_tts.rollout import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 
 SAMPLERS = {

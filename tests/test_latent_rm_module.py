@@ -20,7 +20,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from callbacks.export_reward_model import ExportRewardModel, export_reward_model
 from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
 from datamodules.annotated_rollout_data import AnnotatedRolloutDataModule
-from latent_tts.annotation_store import AnnotatedProblem, AnnotationSettings, AnnotationWriter
+from latent_tts.annotation.store import AnnotatedProblem, AnnotationSettings, AnnotationWriter
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel, load_reward_model

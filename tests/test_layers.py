@@ -10,8 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from latent_tts import layers
-from latent_tts.kernels.library import kernels
-from latent_tts.layers import (
+from latent_tts.acceleration.kernels.library import kernels
+from latent_tts.acceleration.layers import (
     FastConv1D,
     FastLinear,
     PackedWeights,

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latent_tts.backbones import Coconut, load_backbone
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 
 
 @pytest.mark.parametrize("layout", ["gpt2", "llama"])

@@ -7,8 +7,8 @@ import torch
 
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA, add_lora, merged
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from tests.conftest import QUESTIONS
 
 KINDS_AND_LAYOUTS = [("coconut", "gpt2"), ("codi", "gpt2"), ("codi", "llama"), ("colar", "llama")]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from latent_tts.errors import UserError
-from latent_tts.losses import LossSum, bce_loss, contrastive_loss, require_valid_steps, step_labels, step_weights
+from latent_tts.reward.losses import LossSum, bce_loss, contrastive_loss, require_valid_steps, step_labels, step_weights
 
 TARGETS = ["raw", "normalised", "one_hot"]
 

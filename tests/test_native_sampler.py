@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from latent_tts.annotation.prefix_values import annotate
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, NativeGaussian
 from latent_tts.search import BeamSearch, ParticleFiltering
-from latent_tts.values import annotate
 from tests.naive import naive_rollout
 
 SEED = 7

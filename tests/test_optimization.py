@@ -7,7 +7,7 @@ import math
 import pytest
 
 from latent_tts.errors import UserError
-from latent_tts.optimization import Optimization
+from latent_tts.training.optimization import Optimization
 
 
 def factors(options: Optimization, steps: int, total: float, **kwargs) -> list[float]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 

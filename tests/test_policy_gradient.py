@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.policy_gradient import (
+from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, NativeGaussian
+from latent_tts.training.grpo import (
     LogProbs,
     action_log_probs,
     answer_tokens,
@@ -18,8 +20,6 @@ from latent_tts.policy_gradient import (
     group_advantages,
     grpo_terms,
 )
-from latent_tts.rollout import RolloutEngine
-from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, NativeGaussian
 from tests.conftest import QUESTIONS
 
 SAMPLERS = {"native": NativeGaussian(temperature=0.7), "fixed": AdditiveGaussianNoise(sigma=0.2)}

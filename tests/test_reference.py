@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from latent_tts.backbones import load_backbone
-from latent_tts.rollout import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
 
 
 @pytest.fixture(params=["coconut", "codi", "colar"])

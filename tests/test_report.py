@@ -8,9 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from latent_tts import report
 from latent_tts.aggregation import BestOfN, MajorityVoting
-from latent_tts.evaluation import EvaluationMetrics
+from latent_tts.evaluation.summary import EvaluationMetrics, report
 from tests.records import make_record
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from datamodules import ReasoningStepsDataModule
-from datamodules.masked import detokenize, masked_example, prefix_steps
-from datamodules.question_numbers import find_numbers, write_question
-from datamodules.resampling import Resampled, draw, template_key, templates_of
-from datamodules.solutions import annotated_solution, evaluate
-from datamodules.streams import Mixture, ShuffledPasses
-from datamodules.templates import UnmappableError, template_of
+from datamodules.resampling.numbers import find_numbers, write_question
+from datamodules.resampling.resampled import Resampled, draw, template_key, templates_of
+from datamodules.resampling.templates import UnmappableError, template_of
+from datamodules.sources.masked import detokenize, masked_example, prefix_steps
+from datamodules.sources.solutions import annotated_solution, evaluate
+from datamodules.sources.streams import Mixture, ShuffledPasses
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, problem_id_from_question
 
@@ -263,7 +263,7 @@ def test_a_source_without_templates_says_why(tmp_path):
 
 def test_the_report_tells_survivors_reasons_and_examples(tmp_path):
     source = write(tmp_path / "train.jsonl", [*GOOD, CAKE])
-    command = [sys.executable, "-m", "datamodules.resampling_report", "--source", source, "--show", "2"]
+    command = [sys.executable, "-m", "commands.resampling_report", "--source", source, "--show", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert done.stdout.startswith("5 of 6 problems can be resampled (83.3%)")
     assert "[1] " in done.stdout

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from latent_tts.errors import UserError
-from latent_tts.results import (
+from latent_tts.evaluation.run_folder import (
     FinishedProblems,
     RecordWriter,
     check_folder,

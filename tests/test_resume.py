@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from callbacks.prediction_writer import PredictionWriter
-from latent_tts.cli import main_guard
-from latent_tts.results import RecordWriter
-from lightning_modules.evaluation_cli import EvaluationCLI
+from commands.evaluate import EvaluationCLI
+from commands.guard import main_guard
+from latent_tts.evaluation.run_folder import RecordWriter
 
 NUM_PROBLEMS = 24
 
@@ -102,7 +102,7 @@ def test_killed_at_random_records_with_torn_lines_the_files_are_the_same(
 def test_killed_by_the_system_at_random_moments_the_files_are_the_same(options, uninterrupted, tmp_path):
     """SIGKILL as soon as a random number of lines is on disk, three times over, then left to finish."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_modules.evaluation_cli"])
+    context.set_forkserver_preload(["commands.evaluate"])
     command, predictions = [*options, f"--output={tmp_path}"], tmp_path / "predictions" / "rank-00000.jsonl"
     rng = random.Random(7)
     for kill_at in sorted(rng.sample(range(1, NUM_PROBLEMS - 2), 3)):
@@ -125,7 +125,7 @@ def test_a_run_that_is_done_draws_nothing_and_leaves_everything_as_it_is(options
     before = {
         path: path.read_bytes() for path in uninterrupted.rglob("*") if path.is_file() and "tfevents" not in path.name
     }
-    monkeypatch.setattr("latent_tts.rollout.RolloutEngine.rollout", None)
+    monkeypatch.setattr("latent_tts.engine.engine.RolloutEngine.rollout", None)
     assert evaluate([*options, f"--output={uninterrupted}"]) == 0
     assert before == {path: path.read_bytes() for path in before}
 

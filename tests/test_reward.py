@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latent_tts.acceleration.kernels.library import kernels
 from latent_tts.backbones import Coconut, Codi, Colar, LatentBackbone
 from latent_tts.backbones.scratch import ScratchConfig, fresh_model, train_tokenizer
 from latent_tts.errors import UserError
-from latent_tts.kernels.library import kernels
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.reward.heads import HEADS, AttentionHead, LinearHead
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from latent_tts.attention.packed import packed_attention, packed_attention_mask, packed_position_ids
 from latent_tts.backbones import Coconut, Codi, LatentBackbone
-from latent_tts.losses import contrastive_loss
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HEADS
-from latent_tts.reward.packing import packed_attention, packed_attention_mask, packed_position_ids
+from latent_tts.reward.losses import contrastive_loss
 from tests.test_reward import QUESTIONS, tiny_backbone, tiny_latents, tiny_reward_model
 
 

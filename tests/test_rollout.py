@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from latent_tts.acceleration.kernels.library import kernels
+from latent_tts.engine.engine import MOST_ROWS, RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.kernels.library import kernels
-from latent_tts.rollout import MOST_ROWS, RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 from tests.naive import naive_rollout
 
@@ -188,7 +188,7 @@ def test_attending_to_unused_slots_too_changes_nothing(kind, sampler, tiny_backb
     engine = RolloutEngine(tiny_backbone(kind, "llama", num_latents=3), sampler, max_answer_tokens=20)
     engine.backbone.eos_token_id = int(engine.rollout(questions, num_rollouts=1).answer_ids.flatten().mode().values)
     slots_in_use = engine.rollout(questions, num_rollouts=3)
-    monkeypatch.setattr("latent_tts.cache.prefers_whole_buffers", lambda keys: True)
+    monkeypatch.setattr("latent_tts.attention.shared_prefix.prefers_whole_buffers", lambda keys: True)
     same(engine.rollout(questions, num_rollouts=3), slots_in_use)
 
 

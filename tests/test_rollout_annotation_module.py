@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from callbacks.annotation_writer import WriteAnnotations
-from latent_tts.annotation_store import AnnotationStore
+from commands.annotate import AnnotationCLI
+from latent_tts.annotation.prefix_values import annotate
+from latent_tts.annotation.store import AnnotationStore
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise
-from latent_tts.values import annotate
-from lightning_modules.annotation_cli import AnnotationCLI
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from latent_tts.aggregation import MajorityVoting, reduce_step_scores
+from latent_tts.engine.engine import Answers, RolloutEngine, ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel
-from latent_tts.rollout import Answers, RolloutEngine, ThoughtState
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 from latent_tts.search import SEARCHES, BeamSearch, ParticleFiltering
 from latent_tts.search.particle_filtering import effective_sample_size, systematic_resampling
@@ -32,7 +32,7 @@ def answer_of(text: str) -> float | None:
 
 @pytest.fixture(autouse=True)
 def readable_answers(monkeypatch):
-    monkeypatch.setattr("latent_tts.rollout.parse_answer", answer_of)
+    monkeypatch.setattr("latent_tts.engine.engine.parse_answer", answer_of)
     monkeypatch.setattr("latent_tts.search.base.parse_answer", answer_of)
 
 

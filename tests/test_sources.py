@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from datamodules.gsm_symbolic import PARSED_TEMPLATES, GSMSymbolic, split_of
-from datamodules.solutions import annotated_solution, clean_number, evaluate, prose_solution
-from datamodules.sources import GoodRows, find_table, number_repeats, to_example, to_problem
+from datamodules.sources.gsm_symbolic import PARSED_TEMPLATES, GSMSymbolic, split_of
+from datamodules.sources.rows import GoodRows, find_table, number_repeats, to_example, to_problem
+from datamodules.sources.solutions import annotated_solution, clean_number, evaluate, prose_solution
 from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem, problem_id_from_question

@@ -50,7 +50,7 @@ def test_help_loads_no_package_that_it_does_not_need(command: tuple[str, ...], u
 
 def test_packages_kept_away_from_torchmetrics_can_be_imported_afterwards() -> None:
     code = """
-from latent_tts.start_up import import_torchmetrics_alone
+from commands.start_up import import_torchmetrics_alone
 import_torchmetrics_alone()
 import sys
 assert "torchmetrics" in sys.modules and not {"transformers", "matplotlib", "scipy"} & set(sys.modules)

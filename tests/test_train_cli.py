@@ -9,9 +9,9 @@ import torch
 import yaml
 
 import train
+from commands.guard import main_guard
+from commands.train import CONFIGS, TrainingCLI
 from latent_tts.backbones.loading import load_backbone
-from latent_tts.cli import main_guard
-from lightning_modules.training_cli import CONFIGS, TrainingCLI
 from tests.training import write_examples, write_tiny_model
 
 EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("*.yaml"))

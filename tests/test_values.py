@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
+from latent_tts.annotation.prefix_values import _PREFIX_SALT, annotate
 from latent_tts.answers import answers_equal
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
-from latent_tts.rollout import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
 from latent_tts.seeding import fold_in, normal, problem_keys
-from latent_tts.values import _PREFIX_SALT, annotate
 from tests.naive import _Masked
 
 SAMPLERS = {
@@ -33,7 +33,7 @@ def answer_of(text: str) -> float | None:
 
 @pytest.fixture(autouse=True)
 def readable_answers(monkeypatch):
-    monkeypatch.setattr("latent_tts.rollout.parse_answer", answer_of)
+    monkeypatch.setattr("latent_tts.engine.engine.parse_answer", answer_of)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from latent_tts import vocabulary
-from latent_tts.vocabulary import Screen, Vocabulary, block_scores, screened_argmax
+from latent_tts.acceleration.token_choice import Screen, Vocabulary, block_scores, screened_argmax
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

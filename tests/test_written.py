@@ -7,14 +7,13 @@ from statistics import mean
 
 import pytest
 
-from latent_tts import report
+from commands.evaluate import EvaluationCLI
+from commands.guard import main_guard
 from latent_tts.aggregation import MajorityVoting
 from latent_tts.backbones.loading import load_backbone
-from latent_tts.cli import main_guard
-from latent_tts.evaluation import EvaluationMetrics
-from latent_tts.results import read_records
-from latent_tts.rollout import RolloutEngine
-from lightning_modules.evaluation_cli import EvaluationCLI
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.evaluation.run_folder import read_records
+from latent_tts.evaluation.summary import EvaluationMetrics, report
 from tests.records import make_record
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
-from latent_tts.curriculum import Curriculum
-from latent_tts.optimization import Optimization
 from latent_tts.problems import ReasoningExample
+from latent_tts.training.coconut_curriculum import Curriculum
+from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.chain_of_thought_module import ChainOfThoughtModule
 from lightning_modules.coconut_module import CoconutModule

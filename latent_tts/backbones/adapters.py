@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.files import load_causal_lm, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.errors import UserError
-from latent_tts.fingerprint import fingerprint
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

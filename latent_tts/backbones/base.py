@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_tts.cache import enable_shared_prefix
+from latent_tts.acceleration.layers import freeze, use_fast_layers
+from latent_tts.acceleration.token_choice import Vocabulary
+from latent_tts.attention.shared_prefix import enable_shared_prefix
+from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.errors import UserError
-from latent_tts.fingerprint import fingerprint
-from latent_tts.layers import freeze, use_fast_layers
-from latent_tts.vocabulary import Vocabulary
 
 START_OF_THOUGHT = "<|start-latent|>"
 END_OF_THOUGHT = "<|end-latent|>"

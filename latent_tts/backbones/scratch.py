@@ -1,7 +1,7 @@
 """A fresh causal LM with random weights and its own small tokenizer, to train a latent reasoning model from scratch.
 
 The tokenizer is a byte-level BPE in which every digit is a token of its own, trained on questions, steps and answers.
-The same arguments give the same files, byte for byte; the command is `python -m datamodules.scratch`.
+The same arguments give the same files, byte for byte; the command is `python -m commands.fresh_model`.
 """
 
 from __future__ import annotations

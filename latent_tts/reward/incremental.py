@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from latent_tts.cache import SharedPrefixCache
+from latent_tts.attention.shared_prefix import SharedPrefixCache
 
 if TYPE_CHECKING:
     from latent_tts.reward.model import LatentRewardModel

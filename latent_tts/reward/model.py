@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_tts.acceleration.layers import freeze
+from latent_tts.attention.packed import packed_attention, packed_position_ids
+from latent_tts.attention.padding import pad_right
+from latent_tts.attention.shared_prefix import enable_shared_prefix
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
-from latent_tts.cache import enable_shared_prefix
 from latent_tts.errors import UserError
-from latent_tts.layers import freeze
-from latent_tts.padding import pad_right
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.incremental import RewardState, extend, start_state
-from latent_tts.reward.packing import packed_attention, packed_position_ids
 
 if TYPE_CHECKING:
-    from latent_tts.rollout import Rollouts
+    from latent_tts.engine.engine import Rollouts
 
 
 class LatentRewardModel(nn.Module):

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from latent_tts.aggregation import MajorityVoting, StepReduction, reduce_step_scores
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
-from latent_tts.thought_state import ThoughtState
 
 Final = Literal["best", "vote"]
 

@@ -39,11 +39,11 @@ import torch
 from torch import Tensor
 
 from latent_tts.aggregation.base import answer_classes
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
-from latent_tts.rollout import RolloutEngine
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
 from latent_tts.seeding import fold_in, uniform
-from latent_tts.thought_state import ThoughtState
 
 StepScoreMeaning = Literal["potential", "reward"]
 Final = Literal["vote", "best"]

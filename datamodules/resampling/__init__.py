@@ -1,0 +1,1 @@
+"""Solved problems with new numbers: a question's numbers tied to its equations, drawn anew."""

@@ -1,0 +1,1 @@
+"""Where problems and examples come from: tables of rows, and generators."""

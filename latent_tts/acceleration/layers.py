@@ -1,0 +1,244 @@
+"""Layers of a Hugging Face model in the form that the CPU's matrix units like: the same formulas, other memory layouts.
+
+What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the last:
+
+    frozen models        products, activations, norms (and attention, in ``cache.py``) by the kernels of ``latent_tts/kernels``,
+                         with weights packed for them
+
+and where there is no compiler for those, or they can't be used:
+
+    activations          one of torch's kernels in place of seven element-wise operations
+    bfloat16, few rows   y = (W x^T)^T with W as rows of outputs, so that the big matrix is read as it lies; asked the other
+                         way round, the library repacks all of it in every call
+    float32, GPT-2       weight rows that start a multiple of 4 KiB apart fall into the same cache sets: they are spread
+    bfloat16, training   attention as two batched products: the fused kernel's backward pass takes three times as long
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
+from transformers.pytorch_utils import Conv1D
+
+from latent_tts.acceleration.kernels import products
+from latent_tts.acceleration.kernels.elementwise import GELU, RMSNorm, SiLU
+
+_ACTIVATIONS: dict[type, Callable[[Any], nn.Module]] = {
+    NewGELUActivation: lambda _: GELU(approximate="tanh"),
+    GELUTanh: lambda _: GELU(approximate="tanh"),
+    nn.GELU: lambda plain: GELU(approximate=plain.approximate),
+    SiLUActivation: lambda _: SiLU(),
+    nn.SiLU: lambda _: SiLU(),
+}
+_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # all of one formula
+_FEW_ROWS = 192  # up to here repacking the weights costs more than transposing the result
+_PAGE = 4096  # bytes
+_SPREAD = 32  # elements between the rows of spread weights
+
+
+def use_fast_layers(model: nn.Module) -> None:
+    """Gives a model's activations, norms and linear layers their faster form; names, weights and formulas stay."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in _ACTIVATIONS:
+                setattr(module, name, _ACTIVATIONS[type(child)](child))
+        # The class changes in place, so that hooks, ties and adapters that hold the layer keep holding it.
+        if type(module) is nn.Linear:
+            module.__class__ = FastLinear
+        elif type(module) is Conv1D:
+            module.__class__ = FastConv1D
+        elif type(module).__name__ in _RMS_NORMS:
+            module.__class__ = RMSNorm
+
+
+@cache
+def has_bfloat16_units() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 matrices in hardware units of their own (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+
+
+class PackedWeights(nn.Module):
+    """A linear layer whose weights are held in the order in which the kernels read them, while it is used without gradients.
+
+    Only layers of a frozen model are (`LatentBackbone.freeze`). Packed, ``weight`` is flat; what asks for it by another way than
+    the forward pass (a state dict, another device, a training) gets it as it was.
+    """
+
+    weight: Any  # nn.Parameter
+    bias: Any  # nn.Parameter | None
+    may_pack = False
+    packed = False
+
+    def matrix_shape(self) -> tuple[int, int]:
+        """Inputs and outputs, (K, N)."""
+        raise NotImplementedError
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """Weights in the layer's shape to (K, N), and back."""
+        return weight
+
+    def by_kernel(self, x: Tensor) -> Tensor | None:
+        """The layer's output (..., N); None where the kernels can't give it, and then the weights are as they were."""
+        inputs, outputs = self.matrix_shape()
+        fixed = self.may_pack and not self.weight.requires_grad and x.dtype == self.weight.dtype
+        if not (fixed and products.suits(x, inputs, outputs)):
+            self.unpack()
+            return None
+        if not self.packed:
+            self._replace(lambda weight: products.pack(self.as_matrix(weight)))
+        return products.product(x, self.weight, self.bias, outputs)
+
+    def unpack(self) -> None:
+        """Puts the weights back into the layer's own layout."""
+        if self.packed:
+            self._replace(lambda panels: self.as_matrix(products.unpack(panels, *self.matrix_shape())).contiguous())
+
+    def _replace(self, arrange: Callable[[Tensor], Tensor]) -> None:
+        rearrange_weight(self, arrange)
+        self.packed = not self.packed
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.unpack()
+        return super()._apply(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.unpack()
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args)
+
+
+class FastLinear(PackedWeights, nn.Linear):
+    """``nn.Linear`` that goes by the kernels, or transposes the product where that is faster."""
+
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.in_features, self.out_features
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        return weight.t()
+
+    def forward(self, input: Tensor) -> Tensor:
+        output = self.by_kernel(input)
+        if output is not None:
+            return output
+        if _transpose(input, self.weight):
+            return _transposed_product(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+class FastConv1D(PackedWeights, Conv1D):
+    """transformers' linear layer of GPT-2, with weights (inputs, outputs), by the kernels or in the layout that suits the pass.
+
+    Only weights that need no gradient are laid out anew: an optimizer may count on the layout it has met.
+    """
+
+    def matrix_shape(self) -> tuple[int, int]:
+        return self.nx, self.nf
+
+    def forward(self, x: Tensor) -> Tensor:
+        output = self.by_kernel(x)
+        if output is not None:
+            return output
+        if torch.is_grad_enabled() or x.device.type != "cpu" or self.weight.requires_grad:
+            return super().forward(x)
+        if self.weight.dtype == torch.bfloat16 and has_bfloat16_units():
+            if not self.weight.t().is_contiguous():
+                rearrange_weight(self, lambda weight: weight.t().contiguous().t())  # rows of outputs
+            if _transpose(x, self.weight):
+                return _transposed_product(x, self.weight.t(), self.bias)
+        elif self.weight.is_contiguous() and self.nf * self.weight.element_size() % _PAGE == 0:
+            rearrange_weight(self, _spread)
+        return super().forward(x)
+
+
+def allow_packing(model: nn.Module, but: nn.Module | None = None) -> None:
+    """Lets the linear layers of a model be packed, whose weights will not change any more, all but one."""
+    for module in model.modules():
+        if isinstance(module, PackedWeights) and module is not but:
+            module.may_pack = True
+
+
+def freeze(model: nn.Module, but: nn.Module | None = None) -> None:
+    """Takes the gradients from a model whose weights are only used from now on, and lets it be laid out for speed.
+
+    Args:
+        but: A linear layer whose weights have to stay as they are.
+    """
+    model.requires_grad_(False)
+    use_fast_layers(model)
+    allow_packing(model, but)
+
+
+def rearrange_weight(layer: nn.Module, arrange: Callable[[Tensor], Tensor]) -> None:
+    """Gives a layer's weights another memory layout, in the same parameter."""
+    with torch.inference_mode(False), torch.no_grad():  # or these weights could never be trained again
+        layer.weight.data = arrange(layer.weight.data)  # type: ignore[union-attr, operator, arg-type]
+
+
+def products_train_faster(query: Tensor) -> bool:
+    """Whether `attention_by_products` is the faster one: on the CPU, in bfloat16, with gradients."""
+    if query.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype) == torch.bfloat16
+
+
+def attention_by_products(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as written in the books, in transformers' interface: query (B, H, Q, hd), key and value (B, H', K, hd).
+
+    Args:
+        attention_mask: (B | 1, 1, Q, K), true where a query may look; None lets the i-th last query see all but the i last keys.
+
+    Returns:
+        (B, Q, H, hd).
+    """
+    batch, heads, length, width = query.shape
+    kv_heads, keys = key.shape[1:3]
+    # Query heads that share a key head (grouped-query attention) become further query positions of that head.
+    shape = (batch, kv_heads, heads // kv_heads, length)
+    if attention_mask is None:
+        attention_mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)[None, None]
+    hidden = ~attention_mask.unsqueeze(2)  # (B | 1, 1, 1, Q, K)
+    scores = query.reshape(batch, kv_heads, -1, width) @ key.transpose(-1, -2)
+    scores = (
+        (scores.float() * (scaling or width**-0.5))
+        .view(*shape, keys)
+        .masked_fill(hidden, torch.finfo(torch.float32).min)
+    )
+    weights = nn.functional.dropout(scores.softmax(dim=-1), dropout, training=module.training).to(value.dtype)
+    out = weights.view(batch, kv_heads, -1, keys) @ value  # (B, H', H / H' * Q, hd)
+    return out.view(batch, heads, length, width).transpose(1, 2), None
+
+
+def _transpose(x: Tensor, weight: Tensor) -> bool:
+    rows = x.numel() // x.shape[-1]
+    on_units = x.device.type == "cpu" and x.dtype == weight.dtype == torch.bfloat16 and has_bfloat16_units()
+    return on_units and rows <= _FEW_ROWS and not torch.is_grad_enabled()
+
+
+def _transposed_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., K) times weight (N, K), plus bias (N,): (..., N)."""
+    columns = x.reshape(-1, x.shape[-1]).t()  # (K, R)
+    product = weight @ columns if bias is None else torch.addmm(bias.unsqueeze(1), weight, columns)  # (N, R)
+    return product.t().contiguous().view(*x.shape[:-1], -1)
+
+
+def _spread(weight: Tensor) -> Tensor:
+    """The same matrix in rows that are no multiple of a page apart."""
+    wider = weight.new_empty(weight.shape[0], weight.shape[1] + _SPREAD)
+    return wider[:, : weight.shape[1]].copy_(weight)

@@ -1,0 +1,317 @@
+"""Keys and values of a batch of rollouts: the prompt's stored once per problem, each rollout's own suffix beside them.
+
+The rows of a batch form a rectangle of P groups (problems) by G members (rollouts). Attention of a row joins the two
+parts exactly: its scores against the group's prefix and against its own suffix go through one softmax.
+
+    prefix  keys (P, H, hd, L'), values (P, H, L, hd)   right-padded, hidden where a shorter prompt has no token
+    suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling up to ``max_slots``
+
+On the CPU attention goes by the kernels (``latent_tts/kernels``) where they can compute it, elsewhere by batched products.
+
+This is the only file that touches a transformers ``Cache``. Not supported: sliding-window and linear attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from latent_tts.acceleration.kernels import attention
+from latent_tts.acceleration.layers import attention_by_products, products_train_faster
+
+ATTENTION = "shared_prefix"
+_FIRST_SLOTS = 16
+
+
+def enable_shared_prefix(model: PreTrainedModel) -> None:
+    """Makes a model's attention able to read a ``SharedPrefixCache``; without one it is plain SDPA, as before."""
+    model.set_attn_implementation(ATTENTION)
+
+
+def attention_with_shared_prefix(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    shared_prefix: SharedPrefixCache | None = None,
+    packed: Callable[..., tuple[Tensor, None]] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query (R, H, Q, hd), key and value as the cache's ``update`` returned them."""
+    if packed is not None:  # the training of reward models: see latent_tts/attention/packed.py
+        return packed(module, query, key, value, **kwargs)
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if shared_prefix is not None:
+        return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
+    if _is_prompt_pass(query, key, value, attention_mask):
+        return attention.attend_causally(query, key, value, scaling), None
+    plain = attention_by_products if products_train_faster(query) else sdpa_attention_forward
+    return plain(module, query, key, value, attention_mask, **kwargs)
+
+
+def _is_prompt_pass(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> bool:
+    """Whether this is attention of whole, right-padded prompts to themselves that the kernel can compute."""
+    return attention_mask is None and query.shape[2] == key.shape[2] and attention.suits(query, key, value)
+
+
+AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def prefers_whole_buffers(keys: Tensor) -> bool:
+    """Whether attention had better read unused slots too: on accelerators, where shapes should stay the same from pass to
+    pass, and in half precision, where batched products first copy operands that are not contiguous."""
+    return keys.device.type != "cpu" or keys.dtype in (torch.bfloat16, torch.float16)
+
+
+class SharedPrefixCache(Cache):
+    """See the module's docstring. Made by ``from_prompt`` and handed to the model for passes over suffix positions.
+
+    Attributes:
+        group_size: Rows per prefix (G).
+        length: Suffix slots in use.
+    """
+
+    def __init__(
+        self,
+        prefix: list[tuple[Tensor, Tensor]],
+        prefix_mask: Tensor | None,
+        group_size: int = 1,
+        max_slots: int | None = None,
+    ) -> None:
+        super().__init__(layers=[])
+        self.prefix = prefix  # per layer keys (P, H, hd, L'), L' at least L, and values (P, H, L, hd)
+        self.prefix_mask = prefix_mask  # (P, L) bool, None where every position is real
+        self.suffix: list[tuple[Tensor, Tensor]] = []  # per layer, each (P, H, G, S, hd)
+        self.group_size = group_size
+        self.max_slots = max_slots
+        self.length = 0
+        self.valid: Tensor | None = None  # (P, G, S) bool; None: every slot in use is a real position
+        self.shared = False  # buffers belong to another cache too: copy before the first write
+        self.by_kernel = False  # of the running pass
+        self.prefix_lengths: Tensor | None = None  # of a running pass by the kernel, (P,) int64
+        self.bias: Tensor | None = None  # of another running pass, see _visibility
+        self.whole_buffers = prefers_whole_buffers(prefix[0][1])
+
+    @classmethod
+    def from_prompt(cls, cache: DynamicCache, mask: Tensor | None, max_slots: int | None = None) -> SharedPrefixCache:
+        """Takes over the keys and values of a prompt pass with right-padded prompts.
+
+        Args:
+            cache: What the pass recorded.
+            mask: (P, L) bool, None where every position is real.
+            max_slots: Suffix positions that a row will need at most, where that is known: buffers grow no further.
+        """
+        prefix = []
+        for layer in cast(list[DynamicLayer], cache.layers):
+            keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)  # filled by the pass
+            columns = attention.in_columns(keys) if attention.suits(keys, values) else keys.transpose(-1, -2)
+            prefix.append((columns, values.contiguous()))
+        return cls(prefix, mask, max_slots=max_slots)
+
+    @property
+    def num_groups(self) -> int:
+        return self._values.shape[0]
+
+    @property
+    def _values(self) -> Tensor:
+        """The prefixes' values in the first layer, (P, H, L, hd): what all layers are like."""
+        return self.prefix[0][1]
+
+    @property
+    def num_rows(self) -> int:
+        return self.num_groups * self.group_size
+
+    # Row arithmetic -------------------------------------------------------------------------------------------------
+
+    def repeat(self, times: int) -> SharedPrefixCache:
+        """Every row becomes ``times`` neighbouring rows; the prefix is shared, the suffix copied."""
+        new = self._with_prefix(None, self.group_size * times)
+        new.length = self.length
+        new.valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=1)
+        new._copy_suffix(self.suffix, lambda buffer: buffer.repeat_interleave(times, dim=2), self.length)
+        return new
+
+    def select(self, index: Tensor) -> SharedPrefixCache:
+        """New rectangle from row numbers (P', G'); the rows of a new group must share one prefix.
+
+        The prefix is gathered only where groups are dropped or reordered.
+        """
+        index = index.to(self._values.device)
+        groups = index[:, 0] // self.group_size  # (P',)
+        same = len(groups) == self.num_groups and bool(
+            (groups == torch.arange(len(groups), device=groups.device)).all()
+        )
+        new = self._with_prefix(None if same else groups, index.shape[1])
+        member = index % self.group_size
+        new.length = self.length
+        new.valid = None if self.valid is None else self.valid[groups.unsqueeze(1), member]
+        # Advanced indices on dims 0 and 2 move to the front: (P', G', H, S, hd).
+        new._copy_suffix(
+            self.suffix, lambda buffer: buffer[groups.unsqueeze(1), :, member].transpose(1, 2), self.length
+        )
+        return new
+
+    def rewind(self, length: int) -> SharedPrefixCache:
+        """The same rows with only their first ``length`` suffix slots; buffers are shared until one is written to."""
+        new = self._with_prefix(None, self.group_size)
+        new.length = length
+        new.suffix = list(self.suffix)
+        new.valid = None if self.valid is None else self.valid[..., :length]
+        new.shared = True
+        return new
+
+    def view(self) -> SharedPrefixCache:
+        """The same rows and buffers as a cache of its own: writing past ``length`` leaves this one as it is."""
+        new = self._with_prefix(None, self.group_size)
+        new.length, new.suffix, new.valid, new.shared = self.length, list(self.suffix), self.valid, self.shared
+        return new
+
+    def _with_prefix(self, groups: Tensor | None, group_size: int) -> SharedPrefixCache:
+        if groups is None:
+            return SharedPrefixCache(self.prefix, self.prefix_mask, group_size, self.max_slots)
+        mask = None if self.prefix_mask is None else self.prefix_mask[groups]
+        return SharedPrefixCache([(k[groups], v[groups]) for k, v in self.prefix], mask, group_size, self.max_slots)
+
+    def _copy_suffix(self, source: list[tuple[Tensor, Tensor]], rows: Callable[[Tensor], Tensor], needed: int) -> None:
+        """Fills buffers of its own with the used slots of others; ``rows`` rearranges their rows (P, H, G, S, hd)."""
+        for layer, pair in enumerate(source):
+            used = (rows(buffer[..., : self.length, :]) for buffer in pair)
+            keys, values = (self._buffer(buffer, needed) for buffer in used)
+            self.suffix[layer : layer + 1] = [(keys, values)]
+
+    def _make_room(self, needed: int) -> None:
+        """Sees to buffers of its own with at least the needed slots."""
+        if not self.suffix:
+            groups, heads, _, width = self._values.shape
+            empty = self._values.new_empty(groups, heads, self.group_size, 0, width)
+            self.suffix = [(self._buffer(empty, needed), self._buffer(empty, needed)) for _ in self.prefix]
+        elif self.shared or self.suffix[0][0].shape[3] < needed:
+            self._copy_suffix(self.suffix, lambda buffer: buffer, needed)
+        self.shared = False
+
+    def _buffer(self, used: Tensor, needed: int) -> Tensor:
+        """A buffer that begins with the used slots (P, H, G, S, hd), with room to grow into."""
+        slots = max(_FIRST_SLOTS, 1 << (needed - 1).bit_length())  # by doubling
+        slots = slots if self.max_slots is None else max(needed, min(slots, self.max_slots))
+        buffer = used.new_zeros(*used.shape[:3], slots, used.shape[4])  # unused slots are hidden, but must be finite
+        buffer[..., : used.shape[3], :] = used
+        return buffer
+
+    # One forward pass -----------------------------------------------------------------------------------------------
+
+    def begin_pass(self, num_positions: int, real: Tensor | None = None) -> None:
+        """Makes room for a pass over ``num_positions`` positions per row and moves ``length`` past them.
+
+        Args:
+            num_positions: Q, positions fed per row.
+            real: (R, Q) bool, false where a row only waits: that slot is never attended to. ``None``: all real.
+        """
+        self._make_room(self.length + num_positions)
+        start, self.length = self.length, self.length + num_positions
+        if real is not None or self.valid is not None:
+            shape = (self.num_groups, self.group_size)
+            before = torch.ones(*shape, start, dtype=torch.bool, device=self._values.device)
+            before = before if self.valid is None else self.valid
+            now = (
+                torch.ones_like(before[..., :1]).expand(*shape, num_positions)
+                if real is None
+                else real.view(*shape, -1)
+            )
+            self.valid = torch.cat([before, now], dim=-1)
+        self.by_kernel = attention.are_columns(self.prefix[0][0]) and attention.suits(*self.prefix[0])
+        if self.by_kernel:
+            self.prefix_lengths = self._prefix_lengths()
+        else:
+            self.bias = self._visibility(num_positions)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Writes the keys and values (R, H, Q, hd) of the running pass into their slots."""
+        keys, values = self.suffix[layer_idx]
+        start = self.length - key_states.shape[2]
+        keys[:, :, :, start : self.length] = self._as_groups(key_states)
+        values[:, :, :, start : self.length] = self._as_groups(value_states)
+        return key_states, value_states
+
+    def attend(self, layer_idx: int, query: Tensor, scaling: float) -> Tensor:
+        """Attention of the running pass: query (R, heads, Q, hd) to output (R, Q, heads, hd)."""
+        prefix_keys, prefix_values = self.prefix[layer_idx]
+        if self.by_kernel:
+            assert self.prefix_lengths is not None
+            parts = prefix_keys, prefix_values, self.prefix_lengths, *self.suffix[layer_idx]
+            return attention.attend(query, *parts, self.length, self.valid, scaling)
+        keys, values = (buffer[:, :, :, : self._slots] for buffer in self.suffix[layer_idx])  # (P, H, G, S, hd)
+        rows, heads, length, width = query.shape
+        groups, kv_heads, prefix_length = prefix_values.shape[:3]
+        # Query heads that share a key head (grouped-query attention) become further query positions of that head.
+        shape = (groups, self.group_size, kv_heads, heads // kv_heads, length, width)
+        q = query.new_empty(groups, kv_heads, self.group_size, heads // kv_heads * length, width)
+        split = query.view(shape).transpose(1, 2)  # (P, H, G, heads / H, Q, hd)
+        torch.mul(split, scaling, out=q.view(split.shape))
+        on_prefix = q.view(groups, kv_heads, -1, width) @ prefix_keys[..., :prefix_length]  # (P, H, G * Q, L)
+        on_suffix = q @ keys.transpose(-1, -2)  # (P, H, G, Q, S)
+        joined = torch.cat([on_prefix.view(*q.shape[:-1], prefix_length), on_suffix], dim=-1)  # (P, H, G, Q, L + S)
+        scores = joined.float()
+        if self.bias is not None:
+            scores.view(*split.shape[:-1], -1).add_(self.bias)
+        weights = scores.softmax(dim=-1).to(query.dtype)
+        from_prefix = weights[..., :prefix_length].reshape(groups, kv_heads, -1, prefix_length) @ prefix_values
+        from_suffix = weights[..., prefix_length:] @ values  # (P, H, G, Q, hd)
+        out = query.new_empty(rows, length, heads, width)
+        as_query = out.view(groups, self.group_size, length, kv_heads, -1, width).permute(0, 3, 1, 4, 2, 5)
+        torch.add(from_prefix.view(split.shape), from_suffix.view(split.shape), out=as_query)
+        return out
+
+    def placeholder_mask(self) -> Tensor:
+        """What the model is given as attention mask: 4-D, so that it is passed on as it is, and read by nobody."""
+        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._values.device)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions a row has behind it, padding included."""
+        return self._values.shape[2] + self.length
+
+    @property
+    def _slots(self) -> int:
+        """Suffix slots that a pass attends to: all of the buffers', with unused ones hidden, or those in use."""
+        return self.suffix[0][0].shape[3] if self.whole_buffers else self.length
+
+    def _visibility(self, num_positions: int) -> Tensor | None:
+        """What is added to the scores of the running pass, 0 where a query position may look and -inf where not.
+
+        Returns:
+            (P | 1, 1, G | 1, 1, Q, L + S), or None where everything may be seen.
+        """
+        values = self._values
+        before, slots, prefix = self.length - num_positions, self._slots, self.prefix_mask
+        if prefix is None and self.valid is None and num_positions == 1 and slots == self.length:
+            return None
+        slot = torch.arange(slots, device=values.device)
+        query = before + torch.arange(num_positions, device=values.device).unsqueeze(-1)
+        suffix = (slot <= query).view(1, 1, 1, 1, num_positions, slots)
+        if self.valid is not None:
+            # A waiting position sees itself, or its softmax would be over nothing; nobody reads what it computes.
+            valid = nn.functional.pad(self.valid, (0, slots - self.length))
+            suffix = suffix & (valid.view(self.num_groups, 1, self.group_size, 1, 1, slots) | (slot == query))
+        if prefix is None:
+            prefix = torch.ones(1, values.shape[2], dtype=torch.bool, device=values.device)
+        prefix = prefix.view(prefix.shape[0], 1, 1, 1, 1, -1)
+        shape = torch.broadcast_shapes(prefix.shape[:-1], suffix.shape[:-1])
+        seen = torch.cat([prefix.expand(*shape, -1), suffix.expand(*shape, -1)], dim=-1)
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, float("-inf"))
+
+    def _prefix_lengths(self) -> Tensor:
+        """Real positions of every prefix, (P,) int64."""
+        if self.prefix_mask is not None:
+            return self.prefix_mask.sum(dim=1)
+        return torch.full((self.num_groups,), self._values.shape[2])
+
+    def _as_groups(self, states: Tensor) -> Tensor:
+        return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""From problems to records, from records to metrics and reports."""

@@ -1,0 +1,1 @@
+"""Training a backbone: token sequences, differentiable passes and losses, one method a file."""
