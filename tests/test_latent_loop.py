@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from latent_tts import cache
+from latent_tts.attention import shared_prefix as cache
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from latent_tts import layers
+from latent_tts.acceleration import layers
 from latent_tts.acceleration.kernels.library import kernels
 from latent_tts.acceleration.layers import (
     FastConv1D,

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from latent_tts.aggregation import BestOfN, MajorityVoting
-from latent_tts.evaluation.summary import EvaluationMetrics, report
+from latent_tts.evaluation import report
+from latent_tts.evaluation.summary import EvaluationMetrics
 from tests.records import make_record
 
 

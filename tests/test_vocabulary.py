@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from latent_tts import vocabulary
+from latent_tts.acceleration import token_choice as vocabulary
 from latent_tts.acceleration.token_choice import Screen, Vocabulary, block_scores, screened_argmax
 
 

@@ -2,7 +2,7 @@
 
 What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the last:
 
-    frozen models        products, activations, norms (and attention, in ``cache.py``) by the kernels of ``latent_tts/kernels``,
+    frozen models        products, activations, norms (and attention, in ``latent_tts/attention``) by the kernels of ``latent_tts/acceleration/kernels``,
                          with weights packed for them
 
 and where there is no compiler for those, or they can't be used:
