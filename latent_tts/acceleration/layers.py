@@ -2,8 +2,8 @@
 
 What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the last:
 
-    frozen models        products, activations, norms (and attention, in ``latent_tts/attention``) by the kernels of ``latent_tts/acceleration/kernels``,
-                         with weights packed for them
+    frozen models        products, activations, norms (and attention, in ``latent_tts/attention``) by the kernels of
+                         ``latent_tts/acceleration/kernels``, with weights packed for them
 
 and where there is no compiler for those, or they can't be used:
 

@@ -6,7 +6,8 @@ parts exactly: its scores against the group's prefix and against its own suffix 
     prefix  keys (P, H, hd, L'), values (P, H, L, hd)   right-padded, hidden where a shorter prompt has no token
     suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling up to ``max_slots``
 
-On the CPU attention goes by the kernels (``latent_tts/acceleration/kernels``) where they can compute it, elsewhere by batched products.
+On the CPU attention goes by the kernels (``latent_tts/acceleration/kernels``) where they can compute it, elsewhere by
+batched products.
 
 This is the only file that touches a transformers ``Cache``. Not supported: sliding-window and linear attention.
 """
