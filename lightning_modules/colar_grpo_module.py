@@ -79,7 +79,7 @@ class ColarGRPOModule(BackboneModule):
         self.sampler.check(loaded)
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
         self.group_size, self.num_updates, self.clip, self.kl_weight = group_size, num_updates, clip, kl_weight
-        if loaded.lt_head.log_std is not None and not isinstance(self.sampler, NativeGaussian):
+        if loaded.lt_head.log_std is not None and not self.sampler.predicted_deviation:
             loaded.lt_head.log_std.requires_grad_(False)  # it has no part in these rollouts
         self.update = 0  # which of the updates on the current batch of rollouts is running
         self.experience: Experience | None = None

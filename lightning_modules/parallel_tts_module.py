@@ -26,7 +26,7 @@ from latent_tts.evaluation.summary import EvaluationMetrics, choose
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from latent_tts.sampling import Deterministic, Sampler
+from latent_tts.sampling import Deterministic, PromptSharing, Sampler
 from lightning_modules.memory import problems_per_batch
 
 R = TypeVar("R")
@@ -240,8 +240,7 @@ class ParallelTTSModule(LightningModule):
 
     def _greedy(self, start: ThoughtState, questions: Sequence[str], ids: list[str]) -> Rollouts:
         """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
-        sampler = self.engine.sampler
-        if sampler.shares_prompt and not sampler.random_pass:
+        if self.engine.sampler.prompt_sharing is PromptSharing.ALL:
             return self.greedy_engine.rollout_from(start, 1, ids)
         return self.greedy_engine.rollout(questions, 1, self.seed, ids)
 
@@ -297,10 +296,10 @@ class ParallelTTSModule(LightningModule):
 
     def _add_shared_positions(self, records: Sequence[Record], questions: Sequence[str]) -> None:
         """Positions that go through a model once for all N rollouts: the prompt, as far as its pass is not random."""
-        sampler = self.engine.sampler
+        sharing = self.engine.sampler.prompt_sharing
         for record, prompt in zip(records, self.backbone.encode_prompts(questions), strict=True):
             steps = record["token_steps"]
-            steps["rollouts_shared"] = len(prompt) - int(sampler.random_pass) if sampler.shares_prompt else 0
+            steps["rollouts_shared"] = sharing.num_shared(len(prompt))
             if self.reward_model is not None:
                 steps["reward_shared"] = len(prompt)
                 steps["reward"] = len(prompt) + sum(rollout["num_latents"] for rollout in record["rollouts"])

@@ -110,7 +110,7 @@ def test_noise_that_needs_no_deviation_works_on_any_head(tiny_backbone, question
     assert engine.rollout(questions[:1], num_rollouts=2).latents.shape[:2] == (1, 2)
 
 
-@pytest.mark.parametrize("temperature", [-0.1, float("nan")])
+@pytest.mark.parametrize("temperature", [-0.1, float("nan"), float("inf")])
 def test_impossible_temperatures_are_refused(temperature):
-    with pytest.raises(UserError, match="temperature must not be negative"):
+    with pytest.raises(UserError, match="temperature must be a finite number and not negative"):
         NativeGaussian(temperature)

@@ -188,5 +188,5 @@ def test_answers_end_with_their_end_of_text():
 @pytest.mark.parametrize("sampler", [Deterministic(), NativeGaussian(0.0), AdditiveGaussianNoise(0.0)], ids=str)
 def test_thoughts_without_a_density_are_refused(backbone, sampler):
     _, experience = drawn_by(backbone, SAMPLERS["native"])
-    with pytest.raises(UserError, match="GRPO needs thoughts with a density"):
+    with pytest.raises(UserError, match="no density, which GRPO needs"):
         action_log_probs(backbone, sampler, experience)

@@ -8,7 +8,7 @@ import torch
 from latent_tts.acceleration.kernels.library import kernels
 from latent_tts.engine.engine import MOST_ROWS, RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
+from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, PromptSharing
 from tests.naive import naive_rollout
 
 SAMPLERS = {
@@ -101,7 +101,7 @@ def test_rollouts_drawn_a_few_at_a_time_are_those_drawn_at_once(kind, sampler, t
     monkeypatch.setitem(MOST_ROWS, "cpu", 8)  # two rollouts of three problems
     passes = _positions_fed(engine.backbone, monkeypatch)
     in_parts = engine.rollout(questions[:3], num_rollouts=7, seed=3, first_rollout=2)
-    prompt_rows = 3 if sampler.shares_prompt else 6
+    prompt_rows = 6 if sampler.prompt_sharing is PromptSharing.NONE else 3
     assert {rows for rows, _ in passes} <= {1, 2, 3, 4, 5, 6} and passes[0][0] == prompt_rows
     assert in_parts.texts == at_once.texts and torch.equal(in_parts.token_steps, at_once.token_steps)
     assert torch.equal(in_parts.num_latents, at_once.num_latents)
@@ -282,8 +282,10 @@ def test_dropout_that_finds_nothing_to_switch_is_an_error(tiny_backbone, questio
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AdditiveGaussianNoise(sigma=-0.1), "sigma must not be negative, got -0.1"),
-        (lambda: AdditiveGaussianNoise(sigma=float("nan")), "sigma"),
+        (lambda: AdditiveGaussianNoise(sigma=-0.1), "sigma must be a finite number and not negative, got -0.1"),
+        (lambda: AdditiveGaussianNoise(sigma=float("nan")), "sigma must be a finite number"),
+        (lambda: AdditiveGaussianNoise(sigma=float("inf")), "sigma must be a finite number"),
+        (lambda: MonteCarloDropout(p=float("nan")), "p must lie between 0 and 1"),
         (lambda: MonteCarloDropout(p=0.0), "p must lie between 0 and 1"),
         (lambda: MonteCarloDropout(p=1.0), "p must lie between 0 and 1"),
         (lambda: MonteCarloDropout(sites="everywhere"), "sites must be one of ffn, residual"),  # type: ignore[arg-type]

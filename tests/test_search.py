@@ -13,7 +13,7 @@ from latent_tts.aggregation import MajorityVoting, reduce_step_scores
 from latent_tts.engine.engine import Answers, RolloutEngine, ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel
-from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
+from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, PromptSharing
 from latent_tts.search import SEARCHES, BeamSearch, ParticleFiltering
 from latent_tts.search.particle_filtering import effective_sample_size, systematic_resampling
 from latent_tts.seeding import fold_in, problem_keys, uniform
@@ -397,7 +397,7 @@ class ToyEngine:
     def __init__(self, chances: list[float]) -> None:
         self.cumulated = torch.tensor(chances, dtype=torch.float64).cumsum(0)
         self.backbone = SimpleNamespace(num_latents=2, dynamic=False)
-        self.sampler = SimpleNamespace(random_pass=False)
+        self.sampler = SimpleNamespace(prompt_sharing=PromptSharing.ALL)
 
     def prompt_steps(self, prompts, num_rows):
         return torch.ones(len(prompts), dtype=torch.int64)

@@ -35,6 +35,7 @@ from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.engine.engine import Finished, RolloutEngine, Rollouts, ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
+from latent_tts.sampling import PromptSharing
 
 LastValue = Literal["own", "estimate"]
 
@@ -132,7 +133,7 @@ def _mixed(correct: Tensor) -> Tensor:
 def _left_to_chance(engine: RolloutEngine, num_latents: Tensor, step: int, last: LastValue) -> Tensor:
     """(P, N) bool, rollouts whose first ``step`` thoughts are valued by continuations."""
     backbone, sampler = engine.backbone, engine.sampler
-    may_think_on = backbone.dynamic and sampler.random_pass and step < backbone.num_latents
+    may_think_on = backbone.dynamic and sampler.prompt_sharing.random_pass and step < backbone.num_latents
     if last == "estimate" and (sampler.random_answer or may_think_on):
         return num_latents >= step
     return num_latents > step
@@ -155,7 +156,9 @@ def _prefix_values(
     """
     gold_of_row = _repeat(golds, state.group_size)
     prefixes = state.rewind(step).rekey(_PREFIX_SALT + step)
-    if not engine.sampler.shares_prompt:  # a rollout then shares its own prompt with its continuations
+    if (
+        engine.sampler.prompt_sharing is PromptSharing.NONE
+    ):  # a rollout then shares its own prompt with its continuations
         prefixes = replace(prefixes, prompts=[prompt for prompt in state.prompts for _ in range(state.group_size)])
         wanted = wanted.reshape(-1, 1)
     for index, mask in _chunks(wanted, max(1, max_rows // num_continuations)):
@@ -166,7 +169,9 @@ def _prefix_values(
         rows = index.flatten().cpu()
         right = _correct(finished.answers.answers, _repeat([gold_of_row[row] for row in rows], num_continuations), rule)
         fed = (finished.num_latents - step + finished.answers.num_tokens).cpu().view(len(rows), -1).sum(dim=1)
-        fed += num_continuations if engine.sampler.random_pass else 1  # the pass over the prefix's last thought
+        fed += (
+            num_continuations if engine.sampler.prompt_sharing.random_pass else 1
+        )  # the pass over the prefix's last thought
         keep = mask.flatten().cpu()
         yield rows[keep], right.view(len(rows), -1).float().mean(dim=1)[keep], fed[keep]
 

@@ -29,7 +29,7 @@ from latent_tts.backbones.base import LatentBackbone
 from latent_tts.engine.state import Batch, Results, ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
-from latent_tts.sampling import Deterministic, Sampler
+from latent_tts.sampling import Deterministic, PromptSharing, Sampler
 from latent_tts.seeding import problem_keys
 
 MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is no faster with more, and a killed run loses less
@@ -193,10 +193,9 @@ class RolloutEngine:
 
     def prompt_steps(self, prompts: Sequence[Sequence[int]], num_rollouts: int) -> Tensor:
         """Positions spent on the prompts of P problems: once each, or once per rollout where they can't be shared."""
-        sampler, lengths = self.sampler, torch.tensor([len(prompt) for prompt in prompts])
-        if not sampler.shares_prompt:
-            return lengths * num_rollouts
-        return lengths - 1 + num_rollouts if sampler.random_pass else lengths  # the last token is fed per rollout
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        shared = torch.tensor([self.sampler.prompt_sharing.num_shared(len(prompt)) for prompt in prompts])
+        return shared + num_rollouts * (lengths - shared)
 
     # The four steps -------------------------------------------------------------------------------------------------
 
@@ -221,9 +220,9 @@ class RolloutEngine:
             hidden=None,
             pending=None,
         )
-        if not sampler.shares_prompt:
+        if sampler.prompt_sharing is PromptSharing.NONE:
             return state
-        if not sampler.random_pass:
+        if sampler.prompt_sharing is PromptSharing.ALL:
             return self._encode(state, prompts)
         last = torch.tensor([prompt[-1] for prompt in prompts], device=backbone.device)
         state = self._encode(replace(state, lead=1), [prompt[:-1] for prompt in prompts])
@@ -240,7 +239,7 @@ class RolloutEngine:
                 random streams of their own); ``None`` lets each row go on in its own stream.
             first_child: Number of the first child, which its stream is made from.
         """
-        if num_children is not None and (self.sampler.random_pass or state.cache is None):
+        if num_children is not None and (self.sampler.prompt_sharing.random_pass or state.cache is None):
             state, num_children = state.fork(num_children, first_child), None
         state = self._advance(self._encoded(state))
         if num_children is not None:

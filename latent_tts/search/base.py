@@ -151,7 +151,7 @@ class ScoredThoughts:
 
     def think(self, num_children: int | None = None) -> None:
         """Every row thinks one more thought (see ``RolloutEngine.expand``), which is scored."""
-        self._bill_backbone(num_children or 1 if self.engine.sampler.random_pass else 1)
+        self._bill_backbone(num_children or 1 if self.engine.sampler.prompt_sharing.random_pass else 1)
         self.state = self.engine.expand(self.state, num_children)
         if num_children is not None:
             rows = torch.arange(self.num_rows, device=self.device) // num_children

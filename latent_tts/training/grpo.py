@@ -13,7 +13,6 @@ scalar each, would not count beside it; the mean is the ratio of a typical dimen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,8 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from latent_tts.backbones.colar import Colar
 from latent_tts.engine.engine import Rollouts
-from latent_tts.errors import UserError
-from latent_tts.sampling import AdditiveGaussianNoise, NativeGaussian, Sampler
+from latent_tts.sampling import Sampler
 from latent_tts.training.colar import Columns, columns_before, hidden_states
 
 
@@ -100,30 +98,11 @@ def action_log_probs(backbone: Colar, sampler: Sampler, experience: Experience) 
     """One teacher-forced pass: log-probabilities of every thought and answer token under the model as it is."""
     columns, latents = experience.columns, experience.latents
     hidden = hidden_states(backbone, columns, latents)
-    mean, std = thought_distribution(backbone, sampler, hidden[columns_before(columns.thoughts)])
-    score = (latents.float() - mean.float()) / std.float()
-    densities = -score.square() / 2 - std.float().log() - math.log(2 * math.pi) / 2  # (M, D)
+    densities = sampler.log_prob(backbone, hidden[columns_before(columns.thoughts)], latents)  # (M, D)
     answers = experience.answers
     logits = backbone.logits(hidden[columns_before(answers)])
     tokens = -cross_entropy(logits.float(), columns.ids[answers], reduction="none")
     return LogProbs(densities.mean(dim=-1), tokens)
-
-
-def thought_distribution(backbone: Colar, sampler: Sampler, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the thoughts that a sampler draws after hidden states (M, D): (M, D), and what broadcasts to it.
-
-    Raises:
-        UserError: The sampler's thoughts have no density.
-    """
-    if isinstance(sampler, NativeGaussian) and sampler.temperature > 0:
-        mean, std = backbone.latent_gaussian(hidden)
-        return mean, sampler.temperature * std
-    if isinstance(sampler, AdditiveGaussianNoise) and sampler.sigma > 0:
-        return backbone.next_latent(hidden), torch.full((), sampler.sigma, device=hidden.device)
-    raise UserError(
-        f"GRPO needs thoughts with a density, which {sampler} does not give: use NativeGaussian, or AdditiveGaussianNoise "
-        "where the latent head predicts no deviation, with a temperature or sigma above 0."
-    )
 
 
 def grpo_terms(

@@ -1,0 +1,25 @@
+"""How a rollout is made different from the next: one sampler a file, all behind the interface of ``base``.
+
+To add one: write its file, name it in ``SAMPLERS``. Options, help, settings in records and labels in reports follow.
+"""
+
+from latent_tts.sampling.additive_gaussian_noise import AdditiveGaussianNoise
+from latent_tts.sampling.base import PassNoise, PromptSharing, Sampler
+from latent_tts.sampling.deterministic import Deterministic
+from latent_tts.sampling.monte_carlo_dropout import MonteCarloDropout
+from latent_tts.sampling.native_gaussian import NativeGaussian
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    sampler.__name__: sampler for sampler in (AdditiveGaussianNoise, Deterministic, MonteCarloDropout, NativeGaussian)
+}
+
+__all__ = [
+    "SAMPLERS",
+    "AdditiveGaussianNoise",
+    "Deterministic",
+    "MonteCarloDropout",
+    "NativeGaussian",
+    "PassNoise",
+    "PromptSharing",
+    "Sampler",
+]
