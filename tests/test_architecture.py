@@ -53,7 +53,7 @@ CIRCLES_STILL: set[frozenset[str]] = {
     frozenset({"callbacks", "commands"}),
     frozenset({"latent_tts.reward.model", "latent_tts.reward.incremental"}),
 }
-LOOSE_STILL = {"sampling"}
+LOOSE_STILL: set[str] = set()
 
 Graph = dict[str, set[str]]
 
