@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from commands.guard import main_guard
 from latent_tts.backbones.adapters import save_adapters
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.backbones.loading import KINDS
+from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.lora import LoRA, add_lora, merged
 from latent_tts.backbones.training import load_for_training
 from latent_tts.errors import UserError

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.kinds import KindName
 from latent_tts.engine.engine import RolloutEngine, Rollouts, join_rollouts
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.engine.state import ThoughtState
@@ -83,7 +84,7 @@ class ParallelTTSModule(LightningModule):
         num_rollouts: int = 16,
         seed: int = 0,
         max_answer_tokens: int = 64,
-        kind: Literal["coconut", "codi", "colar", "cot"] | None = None,
+        kind: KindName | None = None,
         num_latents: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         aggregations: list[Part] | None = None,

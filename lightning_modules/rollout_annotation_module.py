@@ -13,6 +13,7 @@ from latent_tts.annotation.prefix_values import LastValue, annotate
 from latent_tts.annotation.store import AnnotatedProblem, AnnotationSettings, LatentDtype
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
+from latent_tts.backbones.kinds import KindName
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.errors import UserError
@@ -77,7 +78,7 @@ class RolloutAnnotationModule(LightningModule):
         num_continuations: int = 16,
         seed: int = 0,
         max_answer_tokens: int = 64,
-        kind: Literal["coconut", "codi", "colar"] | None = None,
+        kind: KindName | None = None,
         num_latents: int | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         last: LastValue = "own",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from latent_tts.backbones import LatentBackbone
-from latent_tts.backbones.loading import KINDS
+from latent_tts.backbones.kinds import KINDS
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 QUESTIONS = [

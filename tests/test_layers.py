@@ -183,3 +183,47 @@ def test_attention_goes_by_products_only_where_bfloat16_is_trained_on_the_cpu():
         with torch.no_grad():
             assert not products_train_faster(query)
     assert not products_train_faster(query.bfloat16().to("meta"))
+
+
+def classes(model: nn.Module) -> dict[str, type]:
+    return {name: type(module) for name, module in model.named_modules()}
+
+
+def layouts(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: weight.stride() for name, weight in model.named_parameters()}
+
+
+LEAVE = {
+    "training": lambda backbone: backbone.requires_grad_(True),
+    "another device": lambda backbone: backbone.to("meta"),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["gpt2", "llama"])
+def test_freeze_is_the_one_door_to_fast_layers_and_training_or_another_device_leads_out(
+    leave, layout, dtype, tiny_backbone, tiny_causal_lm
+):
+    sizes = {"n_embd": 1024} if layout == "gpt2" else {"hidden_size": 64}  # rows of GPT-2's weights a page apart
+    backbone = tiny_backbone("codi", layout, **sizes).to(dtype)
+    own = classes(tiny_causal_lm(layout, len(backbone.tokenizer), **sizes))
+    assert classes(backbone.model) == own
+    before, strides = {k: v.clone() for k, v in backbone.state_dict().items()}, layouts(backbone)
+    backbone.freeze()
+    assert classes(backbone.model) != own
+    with torch.inference_mode():
+        backbone.model(input_ids=torch.arange(12).view(2, 6))  # lays the weights out
+    LEAVE[leave](backbone)
+    assert classes(backbone.model) == own
+    assert layouts(backbone).items() >= strides.items()  # the meta device takes ties apart
+    assert not any("_plain_class" in vars(module) for module in backbone.modules())
+    if leave == "training":
+        assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_model_on_an_accelerator_is_frozen_without_another_layer(tiny_backbone):
+    backbone = tiny_backbone("coconut", "llama").to("meta")
+    own = classes(backbone)
+    assert classes(backbone.freeze()) == own
+    assert not any(weight.requires_grad for weight in backbone.parameters())

@@ -1,17 +1,20 @@
 """Layers of a Hugging Face model in the form that the CPU's matrix units like: the same formulas, other memory layouts.
 
-What is measured to pay, and nothing else; accelerators get the layers as they were, and training only the last:
+A model gets them by `freeze` (`latent_tts/acceleration/freezing.py`) and loses them again when it is trained or leaves the CPU.
+What is measured to pay, and nothing else:
 
-    frozen models        products, activations, norms (and attention, in ``latent_tts/attention``) by the kernels of
-                         ``latent_tts/acceleration/kernels``, with weights packed for them
+    everywhere           products, activations, norms (and attention, in ``latent_tts/attention``) by the C++ of ``kernels/``,
+                         with weights packed for it
 
-and where there is no compiler for those, or they can't be used:
+and where there is no compiler for it, or it can't be used:
 
     activations          one of torch's kernels in place of seven element-wise operations
     bfloat16, few rows   y = (W x^T)^T with W as rows of outputs, so that the big matrix is read as it lies; asked the other
                          way round, the library repacks all of it in every call
     float32, GPT-2       weight rows that start a multiple of 4 KiB apart fall into the same cache sets: they are spread
-    bfloat16, training   attention as two batched products: the fused kernel's backward pass takes three times as long
+
+Training has the layers as transformers made them. Only its attention in bfloat16 on a CPU is two batched products: the fused
+kernel's backward pass takes three times as long.
 """
 
 from __future__ import annotations
@@ -26,34 +29,12 @@ from transformers.activations import GELUTanh, NewGELUActivation, SiLUActivation
 from transformers.pytorch_utils import Conv1D
 
 from latent_tts.acceleration.kernels import products
-from latent_tts.acceleration.kernels.elementwise import GELU, RMSNorm, SiLU
+from latent_tts.acceleration.kernels.elementwise import GELU, RMSNorm, SiLU, TanhGELU
 
-_ACTIVATIONS: dict[type, Callable[[Any], nn.Module]] = {
-    NewGELUActivation: lambda _: GELU(approximate="tanh"),
-    GELUTanh: lambda _: GELU(approximate="tanh"),
-    nn.GELU: lambda plain: GELU(approximate=plain.approximate),
-    SiLUActivation: lambda _: SiLU(),
-    nn.SiLU: lambda _: SiLU(),
-}
 _RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")  # all of one formula
 _FEW_ROWS = 192  # up to here repacking the weights costs more than transposing the result
 _PAGE = 4096  # bytes
 _SPREAD = 32  # elements between the rows of spread weights
-
-
-def use_fast_layers(model: nn.Module) -> None:
-    """Gives a model's activations, norms and linear layers their faster form; names, weights and formulas stay."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) in _ACTIVATIONS:
-                setattr(module, name, _ACTIVATIONS[type(child)](child))
-        # The class changes in place, so that hooks, ties and adapters that hold the layer keep holding it.
-        if type(module) is nn.Linear:
-            module.__class__ = FastLinear
-        elif type(module) is Conv1D:
-            module.__class__ = FastConv1D
-        elif type(module).__name__ in _RMS_NORMS:
-            module.__class__ = RMSNorm
 
 
 @cache
@@ -65,7 +46,7 @@ def has_bfloat16_units() -> bool:
 class PackedWeights(nn.Module):
     """A linear layer whose weights are held in the order in which the kernels read them, while it is used without gradients.
 
-    Only layers of a frozen model are (`LatentBackbone.freeze`). Packed, ``weight`` is flat; what asks for it by another way than
+    Only layers of a frozen model are. Packed, ``weight`` is flat; what asks for it by another way than
     the forward pass (a state dict, another device, a training) gets it as it was.
     """
 
@@ -158,22 +139,46 @@ class FastConv1D(PackedWeights, Conv1D):
         return super().forward(x)
 
 
+_FAST: dict[type, type] = {
+    nn.Linear: FastLinear,
+    Conv1D: FastConv1D,
+    NewGELUActivation: TanhGELU,
+    GELUTanh: TanhGELU,
+    nn.GELU: GELU,
+    SiLUActivation: SiLU,
+    nn.SiLU: SiLU,
+}
+
+
+def use_fast_layers(model: nn.Module) -> None:
+    """Gives a model's activations, norms and linear layers their faster form; names, weights and formulas stay.
+
+    The class changes in place, so that hooks, ties and adapters that hold the layer keep holding it.
+    """
+    for module in model.modules():
+        fast = RMSNorm if type(module).__name__ in _RMS_NORMS else _FAST.get(type(module))
+        if fast is not None:
+            module._plain_class = type(module)  # type: ignore[assignment]
+            module.__class__ = fast
+
+
+def use_plain_layers(model: nn.Module) -> None:
+    """Undoes `use_fast_layers`: every layer has its own class again, and its weights their own layout."""
+    for module in model.modules():
+        plain = vars(module).pop("_plain_class", None)
+        if plain is not None:
+            if isinstance(module, PackedWeights):
+                module.may_pack = False
+                module.unpack()
+                rearrange_weight(module, Tensor.contiguous)
+            module.__class__ = plain
+
+
 def allow_packing(model: nn.Module, but: nn.Module | None = None) -> None:
     """Lets the linear layers of a model be packed, whose weights will not change any more, all but one."""
     for module in model.modules():
         if isinstance(module, PackedWeights) and module is not but:
             module.may_pack = True
-
-
-def freeze(model: nn.Module, but: nn.Module | None = None) -> None:
-    """Takes the gradients from a model whose weights are only used from now on, and lets it be laid out for speed.
-
-    Args:
-        but: A linear layer whose weights have to stay as they are.
-    """
-    model.requires_grad_(False)
-    use_fast_layers(model)
-    allow_packing(model, but)
 
 
 def rearrange_weight(layer: nn.Module, arrange: Callable[[Tensor], Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_tts.acceleration.layers import freeze, use_fast_layers
+from latent_tts.acceleration.freezing import Freezable
 from latent_tts.acceleration.token_choice import Vocabulary
 from latent_tts.attention.shared_prefix import enable_shared_prefix
 from latent_tts.backbones.fingerprint import fingerprint
@@ -24,7 +24,7 @@ LATENT = "<|latent|>"
 METADATA_FILE = "latent_tts.json"  # what the published layouts leave implicit: kind, number of latents, prompt form
 
 
-class LatentBackbone(nn.Module, ABC):
+class LatentBackbone(Freezable, ABC):
     """A latent reasoning model: a Hugging Face causal LM, its tokenizer, and the rule that makes the next latent thought.
 
     Subclasses say what the prompt looks like, how a hidden state becomes the next input embedding, and which weights
@@ -57,7 +57,6 @@ class LatentBackbone(nn.Module, ABC):
         if num_latents < self.min_latents:
             raise UserError(f"num_latents must be at least {self.min_latents}, got {num_latents}.")
         enable_shared_prefix(model)
-        use_fast_layers(model)
         self.model = model
         self.tokenizer = tokenizer
         self.num_latents = num_latents
@@ -67,13 +66,9 @@ class LatentBackbone(nn.Module, ABC):
         self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
         self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
 
-    def freeze(self) -> LatentBackbone:
-        """Takes the gradients from weights that are only used from now on, which lets them be laid out for speed.
-
-        The output layer stays as it is: its weights may be the input embeddings' too.
-        """
-        freeze(self, but=self.model.get_output_embeddings())
-        return self
+    def layer_to_keep(self) -> nn.Module | None:
+        """The output layer, whose weights may be the input embeddings' too."""
+        return self.model.get_output_embeddings()
 
     # Layout on disk -------------------------------------------------------------------------------------------------
 

@@ -16,9 +16,8 @@ from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.cot import Cot
 from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.kinds import KINDS
 from latent_tts.errors import UserError
-
-KINDS: dict[str, type[LatentBackbone]] = {cls.kind: cls for cls in (Coconut, Codi, Colar, Cot)}
 
 
 def load_backbone(

@@ -58,6 +58,7 @@ def add_lora(backbone: LatentBackbone, lora: LoRA, seed: int = 0) -> None:
             isinstance(module, Conv1D) for module in backbone.model.modules()
         ),  # GPT-2's transposed layers
     )
+    backbone.requires_grad_(True)  # a frozen one first gets back the layers that can be trained
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

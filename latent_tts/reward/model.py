@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_tts.acceleration.layers import freeze
+from latent_tts.acceleration.freezing import Freezable
 from latent_tts.attention.packed import packed_attention, packed_position_ids
 from latent_tts.attention.padding import pad_right
 from latent_tts.attention.shared_prefix import enable_shared_prefix
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from latent_tts.engine.engine import Rollouts
 
 
-class LatentRewardModel(nn.Module):
+class LatentRewardModel(Freezable):
     """Scores every prefix of a chain of latent thoughts with a scalar.
 
     Training calls the module (packed, with gradients); scoring calls ``score``; a search scores step by step with
@@ -163,11 +163,6 @@ class LatentRewardModel(nn.Module):
     @property
     def classifier_dtype(self) -> torch.dtype:
         return next(self.classifier.parameters()).dtype
-
-    def freeze(self) -> LatentRewardModel:
-        """Takes the gradients from weights that are only used from now on, which lets them be laid out for speed."""
-        freeze(self)
-        return self
 
     # Scoring --------------------------------------------------------------------------------------------------------
 

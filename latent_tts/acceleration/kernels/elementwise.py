@@ -16,8 +16,16 @@ class GELU(nn.GELU):
         return super().forward(input) if output is None else output
 
 
+class TanhGELU(GELU):
+    """The tanh form, as transformers' own classes of it have it without saying so in a field."""
+
+    approximate = "tanh"
+
+
 class SiLU(nn.SiLU):
     """x / (1 + e^-x) of tensors of any shape."""
+
+    inplace = False  # which transformers' own class does not have as a field
 
     def forward(self, input: Tensor) -> Tensor:
         output = _by_kernel("silu", input)
