@@ -15,7 +15,7 @@ from datamodules.batching import LengthGroupedBatches, LengthSortedBatches
 from latent_tts.annotation.store import AnnotatedProblem, AnnotationStore
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
-from latent_tts.reward.losses import Labels, require_valid_steps
+from latent_tts.reward.losses import require_valid_steps
 
 
 @dataclass
@@ -30,9 +30,10 @@ class AnnotatedBatch:
     correct: Tensor  # (B, N) bool, the rollout's own answer
     answers: list[list[float | None]]  # B lists of N
 
-    def labelled(self, labels: Labels) -> Tensor:
-        """(B, N, T) bool, true where there is a latent that has a label of this kind."""
-        return self.mask & ~self.values.isnan() if labels == "continuations" else self.mask
+    @property
+    def valued(self) -> Tensor:
+        """(B, N, T) bool, true where there is a latent whose prefix has a Monte-Carlo value."""
+        return self.mask & ~self.values.isnan()
 
     def pin_memory(self) -> AnnotatedBatch:
         """The batch in memory that a GPU reads by itself, while the step before is still computed; torch's loader asks for it."""
@@ -226,8 +227,8 @@ class AnnotatedRollouts(Dataset[AnnotatedBatch]):
 
     def __getitem__(self, batch: list[int]) -> AnnotatedBatch:
         collated = collate([self._problem(index) for index in batch])
-        labels: Labels = "continuations" if self.store.settings.num_continuations else "final"
-        require_valid_steps(collated.labelled(labels), collated.problem_ids)
+        has_values = self.store.settings.num_continuations > 0
+        require_valid_steps(collated.valued if has_values else collated.mask, collated.problem_ids)
         return collated
 
     def _problem(self, index: int) -> AnnotatedProblem:

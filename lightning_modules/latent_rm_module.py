@@ -20,7 +20,7 @@ from latent_tts.metrics import PairwiseRankingAccuracy, RecallAt1, ScoreCalibrat
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HeadName
 from latent_tts.reward.loading import load_to_train_further
-from latent_tts.reward.losses import Labels, LossSum, Targets, bce_loss, contrastive_loss, step_labels
+from latent_tts.reward.losses import LabelsName, LossName, LossSum, RewardLoss, TargetsName
 from latent_tts.training.optimization import fused_adamw
 
 
@@ -60,9 +60,9 @@ class LatentRMModule(LightningModule):
         backbone_dtype: Literal["float32", "bfloat16"] = "float32",
         head: HeadName = "linear",
         frozen: bool = False,
-        loss: Literal["contrastive", "bce"] = "contrastive",
-        targets: Targets = "raw",
-        labels: Labels = "continuations",
+        loss: LossName = "contrastive",
+        targets: TargetsName = "raw",
+        labels: LabelsName = "continuations",
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -82,7 +82,7 @@ class LatentRMModule(LightningModule):
             else load_to_train_further(reward_model, rollouts_of, head, frozen, dropout)
         )
         self.reward_model.float().train()
-        self.loss_name, self.targets, self.labels = loss, targets, labels
+        self.reward_loss = RewardLoss(loss, targets, labels)
         self.lr, self.weight_decay, self.betas, self.warmup_share = lr, weight_decay, betas, warmup_share
         steps = self.reward_model.num_latents
         self.val_loss = MeanMetric()
@@ -109,12 +109,12 @@ class LatentRMModule(LightningModule):
             backbone_fingerprint=model.backbone_fingerprint,
         )
         settings = data.stores[0].settings
-        if self.labels == "continuations" and settings.num_continuations == 0:
+        if self.reward_loss.labels == "continuations" and settings.num_continuations == 0:
             raise UserError(
                 f"the annotations in {data.folder} have no Monte-Carlo values (num_continuations is 0); annotate with "
                 "num_continuations of 1 or more, or train with labels final"
             )
-        if self.loss_name == "contrastive" and settings.num_rollouts < 2:
+        if self.reward_loss.contrasts and settings.num_rollouts < 2:
             raise UserError(
                 f"the annotations in {data.folder} have num_rollouts 1 and a contrastive loss compares rollouts; annotate with "
                 "num_rollouts of 2 or more, or train with loss bce"
@@ -131,11 +131,7 @@ class LatentRMModule(LightningModule):
 
     def loss(self, scores: Tensor, batch: AnnotatedBatch) -> LossSum:
         """The chosen loss of a batch, summed over its valid steps."""
-        labels = step_labels(batch.values, batch.correct, self.labels)
-        mask = batch.labelled(self.labels)
-        if self.loss_name == "bce":
-            return bce_loss(scores, labels, mask)
-        return contrastive_loss(scores, labels, mask, self.targets)
+        return self.reward_loss(scores, batch.values, batch.correct, batch.mask)
 
     # Training ---------------------------------------------------------------------------------------------------------
 
@@ -173,7 +169,7 @@ class LatentRMModule(LightningModule):
         self.val_loss.update(loss.mean, weight=loss.num_terms)
         self.recall_at_1.update(scores, batch.correct, batch.mask, batch.answers)
         self.ranking_accuracy.update(scores, batch.correct, batch.mask)
-        valued = batch.labelled("continuations")
+        valued = batch.valued
         self.calibration.update(scores, batch.values, valued)
         self.correlation.update(scores, batch.values, valued)
         return scores

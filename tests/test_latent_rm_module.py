@@ -373,7 +373,7 @@ def test_a_batch_is_padded_to_its_longest_rollout(tmp_path: Path) -> None:
     assert batch.latents.shape == (2, N, T, D)
     assert batch.mask.sum(-1).tolist() == [[6, 5, 6, 2], [3, 1, 2, 0]]
     assert torch.equal(batch.values.isnan(), ~batch.mask)
-    assert torch.equal(batch.mask, batch.labelled("continuations"))
+    assert torch.equal(batch.mask, batch.valued)
 
 
 def test_batches_are_made_of_prompts_with_as_many_tokens(workplace: Path) -> None:

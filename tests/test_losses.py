@@ -7,9 +7,15 @@ import torch
 from torch import Tensor
 
 from latent_tts.errors import UserError
-from latent_tts.reward.losses import LossSum, bce_loss, contrastive_loss, require_valid_steps, step_labels, step_weights
-
-TARGETS = ["raw", "normalised", "one_hot"]
+from latent_tts.reward.losses import (
+    LABELS,
+    TARGETS,
+    LossSum,
+    RewardLoss,
+    bce_loss,
+    contrastive_loss,
+    require_valid_steps,
+)
 
 
 def batch(seed: int = 0, problems: int = 3, rollouts: int = 4, steps: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,20 +144,44 @@ def test_a_batch_without_any_valid_step_has_loss_zero() -> None:
 
 
 def test_weights_of_each_target() -> None:
-    labels = torch.tensor([0.5, 0.25, 0.5, float("nan")]).view(1, 4, 1)
-    mask = ~labels.isnan()
-    assert step_weights(labels, mask, "raw").flatten().tolist() == [0.5, 0.25, 0.5, 0.0]
-    assert step_weights(labels, mask, "normalised").flatten().tolist() == pytest.approx([0.4, 0.2, 0.4, 0.0])
-    assert step_weights(labels, mask, "one_hot").flatten().tolist() == [0.5, 0.0, 0.5, 0.0]
-    with pytest.raises(UserError, match="targets must be"):
-        step_weights(labels, mask, "soft")  # type: ignore[arg-type]
+    labels = torch.tensor([0.5, 0.25, 0.5, 0.0]).view(1, 4, 1)
+    assert TARGETS["raw"](labels).flatten().tolist() == [0.5, 0.25, 0.5, 0.0]
+    assert TARGETS["normalised"](labels).flatten().tolist() == pytest.approx([0.4, 0.2, 0.4, 0.0])
+    assert TARGETS["one_hot"](labels).flatten().tolist() == [0.5, 0.0, 0.5, 0.0]
+    assert all(not make(torch.zeros(1, 4, 1)).any() for make in TARGETS.values())
 
 
 def test_labels_are_the_values_or_the_final_correctness() -> None:
     values, correct = torch.rand(2, 3, 4), torch.tensor([[True, False, True], [False, False, True]])
-    assert torch.equal(step_labels(values, correct, "continuations"), values)
-    final = step_labels(values, correct, "final")
+    assert torch.equal(LABELS["continuations"](values, correct), values)
+    final = LABELS["final"](values, correct)
     assert final[0, 0].tolist() == [1.0] * 4 and final[1, 0].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_the_chosen_loss_is_that_of_the_chosen_labels_where_there_are_some(targets: str) -> None:
+    scores, values, mask = batch()
+    values = values.masked_fill(torch.arange(5) == 3, float("nan"))  # the fourth prefixes were not valued
+    correct = torch.rand(3, 4, generator=torch.Generator().manual_seed(1)) < 0.5
+    valued = mask & (torch.arange(5) != 3)
+    chosen = RewardLoss(targets=targets)(scores, values, correct, mask)
+    assert torch.equal(chosen.total, contrastive_loss(scores, values, valued, targets).total)
+    final = RewardLoss("bce", labels="final")(scores, values, correct, mask)
+    assert torch.equal(final.total, bce_loss(scores, correct.float().unsqueeze(-1).expand(3, 4, 5), mask).total)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "hinge"}, "loss must be one of contrastive, bce, got 'hinge'"),
+        ({"targets": "soft"}, "targets must be one of raw, normalised, one_hot"),
+        ({"labels": "guesses"}, "labels must be one of continuations, final"),
+        ({"loss": "bce", "targets": "one_hot"}, "targets one_hot weigh the rollouts of a contrastive loss"),
+    ],
+)
+def test_a_loss_that_does_not_exist_is_refused(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RewardLoss(**options)
 
 
 def test_one_rollout_cannot_be_contrasted() -> None:

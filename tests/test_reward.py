@@ -232,6 +232,12 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         model.score(QUESTIONS[:2], latents)
     with pytest.raises(UserError, match="do not fit in the reward model's 128 positions"):
         model.score(["word " * 200] * 3, latents)
+    for part in (model.transformer, model.classifier):
+        weight = next(part.parameters())
+        kept, weight.data = weight.data, weight.data * float("nan")
+        with pytest.raises(UserError, match="scores that are no finite numbers"):
+            model.score(QUESTIONS, latents)
+        weight.data = kept
     with pytest.raises(UserError, match="head must be one of linear, mlp, attention"):
         LatentRewardModel.from_backbone(tiny_backbone(), head="forest")  # type: ignore[arg-type]
     model.save_pretrained(tmp_path)
@@ -239,6 +245,15 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="pass tokenizer="):
         load_reward_model(tmp_path)
+
+
+def test_a_rollout_that_is_no_number_leaves_the_others_as_they_are() -> None:
+    """From the thought on that is not finite the rollout has no score, as where it has no thought."""
+    model, (latents, _) = tiny_reward_model(), tiny_latents()
+    expected = model.score(QUESTIONS, latents)
+    latents[1, 2, 1, 5], latents[0, 0, 3] = float("nan"), float("inf")
+    expected[1, 2, 1:], expected[0, 0, 3:] = 0.0, 0.0
+    torch.testing.assert_close(model.score(QUESTIONS, latents), expected)
 
 
 def test_nothing_to_score_is_scored() -> None:

@@ -1,22 +1,27 @@
 """Heads of the reward model: hidden states at the latent positions, (R, T, D), to one score a step, (R, T).
 
-Every head is causal: the score of step t depends on steps 1..t only, so scores grow step by step in a search.
+Every head is causal: the score of step t depends on steps 1..t only, so scores grow step by step in a search. A further head
+is a class here, made from the width D, that says whether it looks back at earlier steps, and a line in `HEADS`; options,
+checkpoints and tests find it there.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-HeadName = Literal["linear", "mlp", "attention"]
 
-
-class LinearHead(nn.Linear):
-    """A linear read-out of each step, the published head (keys ``weight`` and ``bias``)."""
+class Head(nn.Module):
+    """What every head is: called with hidden states (R, T, D), it gives scores (R, T)."""
 
     needs_history: ClassVar[bool] = False
+    """Whether the score of a step depends on the hidden states of earlier steps."""
+
+
+class LinearHead(Head, nn.Linear):
+    """A linear read-out of each step, the published head (keys ``weight`` and ``bias``)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, 1)
@@ -28,10 +33,8 @@ class LinearHead(nn.Linear):
         return (hidden * self.weight[0]).sum(dim=-1) + self.bias
 
 
-class MLPHead(nn.Module):
+class MLPHead(Head):
     """One hidden layer of the model's width, on each step alone."""
-
-    needs_history: ClassVar[bool] = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -42,10 +45,10 @@ class MLPHead(nn.Module):
         return self.out(gelu(self.up(hidden)))
 
 
-class AttentionHead(nn.Module):
+class AttentionHead(Head):
     """Step t looks back over the hidden states of steps 1..t and reads a linear score from itself plus what it found."""
 
-    needs_history: ClassVar[bool] = True
+    needs_history = True
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -57,8 +60,9 @@ class AttentionHead(nn.Module):
         return self.out(hidden + scaled_dot_product_attention(query, key, value, is_causal=True))
 
 
-HEADS: dict[str, type[LinearHead | MLPHead | AttentionHead]] = {
-    "linear": LinearHead,
-    "mlp": MLPHead,
-    "attention": AttentionHead,
-}
+HEADS: dict[str, type[Head]] = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}
+
+if TYPE_CHECKING:
+    HeadName = str
+else:
+    HeadName = Literal[tuple(HEADS)]  # the choices that a command line shows

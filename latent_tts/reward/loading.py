@@ -10,12 +10,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.codi import Codi
+from latent_tts.backbones.dropout import set_dropout
 from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
 from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.loading import _torch_dtype, report_weights
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, HeadName
-from latent_tts.reward.model import LatentRewardModel, set_dropout
+from latent_tts.reward.model import LatentRewardModel
 
 
 def load_reward_model(
@@ -91,7 +92,7 @@ def load_to_train_further(
     for part in (model.transformer, model.projector):
         if part is not None:
             part.requires_grad_(not frozen)
-            set_dropout(part, dropout)
+    set_dropout(model, dropout)
     return model
 
 

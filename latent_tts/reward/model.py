@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicCache
 
 from latent_tts.acceleration.freezing import Freezable
 from latent_tts.attention.packed import packed_attention, packed_position_ids
 from latent_tts.attention.padding import pad_right
-from latent_tts.attention.shared_prefix import enable_shared_prefix
-from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
+from latent_tts.attention.shared_prefix import SharedPrefixCache, enable_shared_prefix
+from latent_tts.backbones.base import LatentBackbone
+from latent_tts.backbones.dropout import set_dropout
 from latent_tts.errors import UserError
+from latent_tts.reward.checks import check_latents, check_length, check_scores, check_width
 from latent_tts.reward.heads import HEADS, HeadName
-from latent_tts.reward.incremental import RewardState, extend, start_state
-
-if TYPE_CHECKING:
-    from latent_tts.engine.engine import Rollouts
+from latent_tts.reward.saving import write_checkpoint
+from latent_tts.reward.state import RewardState
 
 
 class LatentRewardModel(Freezable):
     """Scores every prefix of a chain of latent thoughts with a scalar.
 
-    Training calls the module (packed, with gradients); scoring calls ``score``; a search scores step by step with
-    ``start``, ``step`` and ``RewardState.select``. All three give the same numbers to float tolerance.
+    Training calls the module (packed, with gradients), scoring calls ``score``, and a search scores step by step with
+    ``start``, ``step`` and ``RewardState.select``; all three give the same numbers to float tolerance.
 
     Args:
         transformer: Base model without vocabulary projection, any Hugging Face decoder that takes ``inputs_embeds``.
@@ -83,10 +83,6 @@ class LatentRewardModel(Freezable):
             dropout: Probability of the transformer's own dropout in training; the published training has it off.
         """
         transformer: PreTrainedModel = copy.deepcopy(backbone.model.base_model)  # type: ignore[assignment]
-        projector = copy.deepcopy(backbone._modules.get("projector"))
-        for part in (transformer, projector):
-            if part is not None:
-                set_dropout(part, dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(
@@ -96,13 +92,12 @@ class LatentRewardModel(Freezable):
                 prompt_form=backbone.prompt_form,
                 kind=backbone.kind,
                 num_latents=backbone.num_latents,
-                projector=projector,
+                projector=copy.deepcopy(backbone._modules.get("projector")),
                 frozen=frozen,
             )
+        set_dropout(model, dropout)
         model.backbone_fingerprint = backbone.fingerprint()
         return model
-
-    # Properties -----------------------------------------------------------------------------------------------------
 
     @property
     def hidden_size(self) -> int:
@@ -135,8 +130,8 @@ class LatentRewardModel(Freezable):
             (B, N, T) float32, 0 where masked.
         """
         problems, rollouts, steps, width = latents.shape
-        self._check_width(width)
-        self._check_length(int(prompt_mask.shape[1]), steps)
+        check_width(width, self.hidden_size)
+        check_length(self.transformer.config, int(prompt_mask.shape[1]), steps)
         latents = latents.to(self.dtype).masked_fill(~latent_mask.unsqueeze(-1), 0.0)
         prompt = self.transformer.get_input_embeddings()(prompt_ids)  # (B, L, D)
         if not packed:
@@ -158,52 +153,55 @@ class LatentRewardModel(Freezable):
         if self.projector is not None:
             hidden = self.projector(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # a score in bfloat16 could not tell 64 rollouts apart
-            return self.classifier(hidden.to(self.classifier_dtype)).float()
-
-    @property
-    def classifier_dtype(self) -> torch.dtype:
-        return next(self.classifier.parameters()).dtype
+            return self.classifier(hidden.to(next(self.classifier.parameters()).dtype)).float()
 
     # Scoring --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score(self, questions: Sequence[str], rollouts: Rollouts | Tensor, num_latents: Tensor | None = None) -> Tensor:
+    def score(self, questions: Sequence[str], latents: Tensor, num_latents: Tensor | None = None) -> Tensor:
         """Step scores of rollouts; each prompt is encoded once.
 
         Args:
             questions: B questions.
-            rollouts: What the engine returned, or the latents alone, (B, N, T, D).
-            num_latents: (B, N), latents of each rollout; ``None`` takes the rollouts', or T for latents alone.
+            latents: (B, N, T, D).
+            num_latents: (B, N), latents of each rollout; ``None`` takes all T.
 
         Returns:
-            (B, N, T) float32, 0 where masked.
+            (B, N, T) float32; 0 where masked, and from the first latent of a rollout on that is no finite number.
 
         Raises:
-            UserError: The latents are of another hidden size or number of problems, or a prompt is too long.
+            UserError: The latents are of another hidden size or number of problems, a prompt is too long, or the model gives
+                scores that are no finite numbers.
         """
-        if not isinstance(rollouts, Tensor):
-            num_latents = rollouts.num_latents if num_latents is None else num_latents
-            rollouts = rollouts.latents
-        if rollouts.ndim != 4 or len(rollouts) != len(questions):
-            raise UserError(
-                f"Latents to score have the shape (problems, rollouts, steps, hidden size); got {tuple(rollouts.shape)} for "
-                f"{len(questions)} question(s)."
-            )
-        problems, per_problem, steps, _ = rollouts.shape
-        if problems == 0 or per_problem == 0 or steps == 0:
-            return torch.zeros(problems, per_problem, steps, device=self.device)
-        state = self.start(questions).repeat(per_problem)
-        _, scores = extend(self, state, rollouts.flatten(0, 1).to(self.device))
-        scores = scores.view(problems, per_problem, steps)
-        if num_latents is None:
-            return scores
-        mask = torch.arange(steps, device=self.device) < num_latents.to(self.device).unsqueeze(-1)
-        return scores.masked_fill(~mask, 0.0)
+        check_latents(latents, len(questions))
+        problems, rollouts, steps, _ = latents.shape
+        if 0 in latents.shape:
+            return torch.zeros(problems, rollouts, steps, device=self.device)
+        latents = latents.to(self.device)
+        mask = latents.isfinite().all(dim=-1).cumprod(dim=-1).bool()  # (B, N, T)
+        if num_latents is not None:
+            mask &= torch.arange(steps, device=self.device) < num_latents.to(self.device).unsqueeze(-1)
+        state = self.start(questions).repeat(rollouts)
+        fed = latents.masked_fill(~mask.unsqueeze(-1), 0.0).flatten(0, 1)
+        scores = self._extend(state, fed)[1].view_as(mask).masked_fill(~mask, 0.0)
+        check_scores(scores, self.dtype)
+        return scores
 
     @torch.no_grad()
     def start(self, questions: Sequence[str]) -> RewardState:
         """Encodes the prompts: a state of one row per problem, before its first latent."""
-        return start_state(self, *self.encode_prompts(questions))
+        prompt_ids, prompt_mask = self.encode_prompts(questions)
+        check_length(self.transformer.config, prompt_ids.shape[1], 1)
+        cache = DynamicCache()
+        self.transformer(
+            inputs_embeds=self.transformer.get_input_embeddings()(prompt_ids),
+            attention_mask=None,  # padding is on the right, where no real token looks
+            position_ids=torch.arange(prompt_ids.shape[1], device=self.device).expand_as(prompt_ids),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        padding = None if bool(prompt_mask.all()) else prompt_mask
+        return RewardState(SharedPrefixCache.from_prompt(cache, padding), prompt_mask.sum(dim=1), None)
 
     @torch.no_grad()
     def step(self, state: RewardState, latents: Tensor, real: Tensor | None = None) -> tuple[RewardState, Tensor]:
@@ -216,8 +214,33 @@ class LatentRewardModel(Freezable):
         Returns:
             The new state, and the scores of the prefixes so far, (R,) float32.
         """
-        state, scores = extend(self, state, latents.to(self.device).unsqueeze(1))
+        state, scores = self._extend(state, latents.to(self.device).unsqueeze(1))
         return state, scores[:, 0] if real is None else scores[:, 0].masked_fill(~real.to(self.device), 0.0)
+
+    def _extend(self, state: RewardState, latents: Tensor) -> tuple[RewardState, Tensor]:
+        """Feeds every row Q further latents, (R, Q, D): the new state and the scores of those steps, (R, Q)."""
+        check_width(latents.shape[-1], self.hidden_size)
+        rows, steps, _ = latents.shape
+        if rows != state.num_rows:
+            raise ValueError(f"got latents for {rows} rows, the state has {state.num_rows}; select or repeat it first")
+        check_length(self.transformer.config, int(state.prompt_lengths.max()) + state.num_steps, steps)
+        cache = state.cache.rewind(state.num_steps)  # shares buffers until this pass writes: the old state stays valid
+        first = state.prompt_lengths.repeat_interleave(cache.group_size) + state.num_steps  # (R,)
+        cache.begin_pass(steps)
+        hidden = self.transformer(
+            inputs_embeds=latents.to(self.dtype),
+            attention_mask=None,  # the cache knows who sees whom
+            position_ids=first.unsqueeze(1) + torch.arange(steps, device=first.device),
+            past_key_values=cache,
+            use_cache=True,
+            shared_prefix=cache,
+        ).last_hidden_state  # (R, Q, D)
+        if not self.classifier.needs_history:
+            return RewardState(cache, state.prompt_lengths, None), self.read(hidden)
+        history = hidden if state.history is None else torch.cat([state.history, hidden], dim=1)
+        return RewardState(cache, state.prompt_lengths, history), self.read(history)[:, -steps:]
+
+    # Prompts --------------------------------------------------------------------------------------------------------
 
     def encode_prompts(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids of the prompts, right-padded, and the mask of real tokens: (B, L) long and (B, L) bool."""
@@ -230,21 +253,6 @@ class LatentRewardModel(Freezable):
     def _prompt_ids(self, questions: Sequence[str]) -> list[list[int]]:
         prompts = [self.prompt_form.replace("{question}", question) for question in questions]
         return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-
-    def _check_width(self, width: int) -> None:
-        if width != self.hidden_size:
-            raise UserError(
-                f"The latents have hidden size {width}, the reward model has {self.hidden_size}: it was made for another "
-                "backbone; load the reward model that belongs to this one, or train one."
-            )
-
-    def _check_length(self, prompt: int, steps: int) -> None:
-        limit = getattr(self.transformer.config, "max_position_embeddings", None)
-        if limit is not None and prompt + steps > limit:
-            raise UserError(
-                f"A prompt of {prompt} tokens and {steps} latents do not fit in the reward model's {limit} positions; leave out "
-                "the longest questions."
-            )
 
     # Layout on disk -------------------------------------------------------------------------------------------------
 
@@ -281,26 +289,5 @@ class LatentRewardModel(Freezable):
         Args:
             dtype: Storage type of the weights; ``None`` keeps the model's.
         """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            key: value.detach().to("cpu", dtype).contiguous() for key, value in self.published_state_dict().items()
-        }
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
-        config = self.transformer.config.to_diff_dict() | {"model_type": self.transformer.config.model_type}
-        config["dtype"] = str(dtype or self.dtype).removeprefix("torch.")
-        config["architectures"] = [f"{self.kind.upper()}ForTokenClassification"]
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
-        self.tokenizer.save_pretrained(folder)
-        (folder / METADATA_FILE).write_text(json.dumps(self.metadata(), indent=2) + "\n")
-
-
-def set_dropout(part: nn.Module, probability: float) -> None:
-    """Sets every dropout of a module, the ones that attention keeps as a number included."""
-    for module in part.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        elif isinstance(module.__dict__.get("attention_dropout"), float):
-            module.attention_dropout = probability  # type: ignore[assignment]
+        weights, config = self.published_state_dict(), self.transformer.config
+        write_checkpoint(Path(folder), weights, config, self.tokenizer, self.metadata(), dtype or self.dtype)
