@@ -51,7 +51,6 @@ UPWARD_STILL: set[tuple[str, str]] = {
 }
 CIRCLES_STILL: set[frozenset[str]] = {
     frozenset({"callbacks", "commands"}),
-    frozenset({"latent_tts.reward.model", "latent_tts.reward.incremental"}),
 }
 LOOSE_STILL: set[str] = set()
 
