@@ -21,26 +21,19 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def length_sorted_batches(
-    items: Iterable[T], batch_size: int | Callable[[T], int], length: Callable[[T], int], sort_window: int
+    items: Iterable[T], batch_size: int, length: Callable[[T], int], sort_window: int
 ) -> Iterator[list[T]]:
     """The batches of a stream: windows of it are sorted by length, longest first, and cut.
 
     A window is `sort_window` items rounded down to whole batches, one batch at least; only the last batch of the
     stream can be smaller. The plan depends on nothing else.
-
-    Args:
-        batch_size: A number, or a function that tells it from the batch's longest item; windows are then of `sort_window`
-            items, 256 at least, and the last batch of each can be smaller.
     """
-    size_of = batch_size if callable(batch_size) else lambda _: batch_size
-    window_size = max(256, sort_window) if callable(batch_size) else max(1, sort_window // batch_size) * batch_size
+    window_size = max(1, sort_window // batch_size) * batch_size
     stream = iter(items)
     while window := list(islice(stream, window_size)):
         window.sort(key=length, reverse=True)  # stable: equal lengths stay in the stream's order
-        while window:
-            size = size_of(window[0])
-            yield window[:size]
-            del window[:size]
+        for start in range(0, len(window), batch_size):
+            yield window[start : start + batch_size]
 
 
 def require_positive(**options: int | None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from lightning import LightningDataModule
@@ -18,9 +18,9 @@ from latent_tts.problems import Problem
 class RolloutDataModule(LightningDataModule):
     """Problems to evaluate on, each with a stable id and its gold answer; a batch is a `list[Problem]`.
 
-    The batches depend on the data, `batch_size` (with auto, on the free memory) and `sort_window` alone, whatever the
-    number of devices and workers: windows of the stream are sorted by length and cut, and batch i goes to device
-    i % number of devices. No problem is repeated to even out the devices, so some may take one batch less.
+    The batches depend on the data, `batch_size` and `sort_window` alone, whatever the number of devices and workers:
+    windows of the stream are sorted by length and cut, and batch i goes to device i % number of devices. No problem is
+    repeated to even out the devices, so some may take one batch less.
 
     Local files are read through once before the run, so that a bad row is found before a model thinks; after `setup`,
     `num_problems` is their number (None for sets on the hub, of which only the first row is looked at).
@@ -31,8 +31,7 @@ class RolloutDataModule(LightningDataModule):
     Args:
         source: gsm-symbolic (generated offline), gsm8k, gsm_hard or multiarith (from the Hugging Face hub), the id of
             another hub set (owner/name), or a local .jsonl, .json, .csv or .parquet file.
-        batch_size: Problems in a batch of one device; auto takes as many as fit in free memory (on a CPU up to 512
-            rollouts: larger batches are no faster there).
+        batch_size: Problems in a batch of one device; a batch that does not fit in memory is cut in parts.
         limit: Number of problems to take, from the start; null takes all.
         skip_bad_rows: Whether rows that can't be read are counted and left out, instead of stopping the run.
         sort_window: Number of problems that are sorted by length together; 1 keeps the order of the data.
@@ -49,7 +48,7 @@ class RolloutDataModule(LightningDataModule):
     def __init__(
         self,
         source: str = GSM_SYMBOLIC,
-        batch_size: int | Literal["auto"] = 8,
+        batch_size: int = 8,
         limit: int | None = None,
         skip_bad_rows: bool = False,
         sort_window: int = 1024,
@@ -63,8 +62,7 @@ class RolloutDataModule(LightningDataModule):
         templates: list[int] | None = None,
     ) -> None:
         super().__init__()
-        fixed = None if batch_size == "auto" else batch_size
-        require_positive(batch_size=fixed, limit=limit, sort_window=sort_window, size=size)
+        require_positive(batch_size=batch_size, limit=limit, sort_window=sort_window, size=size)
         self.source, self.limit = source, limit
         self.batch_size, self.sort_window, self.num_workers = batch_size, sort_window, num_workers
         self.num_problems: int | None = None
@@ -92,10 +90,8 @@ class RolloutDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """This device's batches."""
         rank, world_size = rank_and_world_size()
-        module: Any = None if self.trainer is None else self.trainer.lightning_module
-        batch_size = module.problems_per_batch() if self.batch_size == "auto" else self.batch_size
         batches = ProblemBatches(
-            self._problems, batch_size, self.limit, self.sort_window, rank, world_size, self.is_done
+            self._problems, self.batch_size, self.limit, self.sort_window, rank, world_size, self.is_done
         )
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, collate_fn=unchanged)
 
@@ -129,7 +125,7 @@ class ProblemBatches(IterableDataset[list[Problem]]):
     def __init__(
         self,
         problems: Iterable[Problem],
-        batch_size: int | Callable[[Problem], int],
+        batch_size: int,
         limit: int | None = None,
         sort_window: int = 1024,
         rank: int = 0,

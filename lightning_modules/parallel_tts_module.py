@@ -28,7 +28,6 @@ from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.sampling import Deterministic, PromptSharing, Sampler
-from lightning_modules.memory import problems_per_batch
 
 R = TypeVar("R")
 
@@ -122,7 +121,7 @@ class ParallelTTSModule(LightningModule):
             written=written is not None,
         )
         self.rollout_seconds, self.rollouts_drawn = 0.0, 0
-        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
         self._rollout_parts = FittingParts("rollouts of one problem")
 
     def settings(self) -> Settings:
@@ -159,10 +158,6 @@ class ParallelTTSModule(LightningModule):
             None if scorer is None else fingerprint(scorer.state_dict())[:16],
             None if written is None else written.fingerprint()[:16],
         )
-
-    def problems_per_batch(self) -> Callable[[Problem], int]:
-        """How many problems fit in memory at once, told from the longest of them."""
-        return problems_per_batch(self, self.engine, self.num_rollouts)
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
         """One record a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""

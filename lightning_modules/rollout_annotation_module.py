@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.sampling import Sampler
-from lightning_modules.memory import problems_per_batch
 
 
 @dataclass
@@ -100,7 +99,7 @@ class RolloutAnnotationModule(LightningModule):
         self.backbone.freeze()
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
-        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size, or auto, saves the attempt.")
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
 
     def annotation_settings(self, data: str, precision: str = "32-true") -> AnnotationSettings:
         """Everything the annotations depend on.
@@ -127,10 +126,6 @@ class RolloutAnnotationModule(LightningModule):
             latent_dtype=self.latent_dtype,
             extra=extra,
         )
-
-    def problems_per_batch(self) -> Callable[[Problem], int]:
-        """How many problems fit in memory at once, told from the longest of them."""
-        return problems_per_batch(self, self.engine, self.num_rollouts, self.max_rows)
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:
         """One annotated problem a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""

@@ -245,8 +245,9 @@ BAD_INPUT = {
     "output is a file": (["--output={tmp}/empty.jsonl"], "empty.jsonl is a file; name another folder with --output"),
     "a batch size that is none": (
         ["--data.batch_size=many"],
-        "--data.batch_size must be int or one of 'auto', got many",
+        "--data.batch_size must be int, got many",
     ),
+    "a batch size by itself": (["--data.batch_size=auto"], "--data.batch_size must be int, got auto"),
     "no problem in a batch": (["--data.batch_size=0"], "batch_size must be at least 1, got 0"),
     "every weight in half precision": (["--trainer.precision=bf16-true"], "give --model.dtype bfloat16"),
     "no such device": (["--trainer.accelerator=tpu"], "--trainer options"),

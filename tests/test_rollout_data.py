@@ -37,12 +37,6 @@ def test_windows_are_sorted_longest_first():
     assert batches == [[4, 3], [1, 1], [9, 6], [5, 2], [5]]
 
 
-def test_batches_can_follow_from_their_longest_item():
-    """Written out by hand: 12 units of length fit, however they are cut in items; one item always fits."""
-    batches = list(length_sorted_batches([3, 1, 20, 1, 6, 9, 2, 6, 4], lambda longest: max(1, 12 // longest), int, 1))
-    assert batches == [[20], [9], [6, 6], [4, 3, 2], [1, 1]]
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 50])
 def test_batches_do_not_depend_on_the_number_of_ranks(world_size):
     shares = [plan(rank=rank, world_size=world_size) for rank in range(world_size)]
