@@ -1,6 +1,6 @@
 """How many problems of a source can be resampled, why the others can't, and what resampled ones look like.
 
-python -m commands.resampling_report --source ../shared/data/gsm8k/train.jsonl --show 20
+python -m commands.resampling_report --source data/gsm8k/train.jsonl --show 20
 """
 
 import sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from latent_tts.backbones import LatentBackbone
 from latent_tts.backbones.kinds import KINDS
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+TESTS = Path(__file__).parent
 QUESTIONS = [
     "Ann has 3 apples and buys 4 more. How many?",
     "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total does it take?",
@@ -34,19 +35,22 @@ def questions() -> list[str]:
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """The folder of reference checkpoints with expected outputs."""
-    folder = SHARED / "reference"
-    if not folder.is_dir():
-        pytest.skip(f"no reference checkpoints at {folder}")
-    return folder
+    return TESTS / "reference"
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of GSM8K, GSM-Hard and MultiArith files."""
-    folder = SHARED / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no data files at {folder}")
-    return folder
+def excerpts() -> Path:
+    """Some rows of each file of the data folder, under the same names."""
+    return TESTS / "data"
+
+
+@pytest.fixture(scope="session")
+def whole_sets() -> Path:
+    """The data folder with the whole sets, where LATENT_TTS_DATA names one."""
+    folder = os.environ.get("LATENT_TTS_DATA")
+    if not folder:
+        pytest.skip("LATENT_TTS_DATA names no folder with the whole sets (docs/data.md)")
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")

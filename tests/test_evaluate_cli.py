@@ -301,10 +301,8 @@ def test_two_processes_give_the_records_and_metrics_of_one(small, tmp_path):
 
 @pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])
 @pytest.mark.parametrize("file", ["gsm8k/test.jsonl", "gsm_hard/test.json", "multiarith/test.json"])
-def test_reference_checkpoints_are_evaluated_on_the_files_of_each_benchmark(
-    kind, file, reference, shared_data, tmp_path
-):
-    options = [f"--model.backbone={reference / kind}", f"--data.source={shared_data / file}", "--data.limit=3"]
+def test_reference_checkpoints_are_evaluated_on_the_files_of_each_benchmark(kind, file, reference, excerpts, tmp_path):
+    options = [f"--model.backbone={reference / kind}", f"--data.source={excerpts / file}", "--data.limit=3"]
     options += ["--model.num_rollouts=2", "--model.max_answer_tokens=4", "--model.num_bootstrap=50"]
     assert evaluate(*options, "--trainer.accelerator=cpu", f"--output={tmp_path}") == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["num_problems"] == 3

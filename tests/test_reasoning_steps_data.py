@@ -146,16 +146,18 @@ def test_a_step_range_leaves_out_training_problems_with_fewer_or_more_steps(tmp_
             ReasoningStepsDataModule(train=train, val=None, step_range=bad)
 
 
-def test_gsm8k_trains_without_the_questions_it_validates_on(shared_data):
+def test_gsm8k_trains_without_the_questions_it_validates_on(excerpts):
     data = ReasoningStepsDataModule(
-        train=str(shared_data / "gsm8k/train.jsonl"), val=str(shared_data / "gsm8k/valid_steps.json")
+        train=str(excerpts / "gsm8k/train.jsonl"), val=str(excerpts / "gsm8k/valid_steps.json")
     )
     data.setup("fit")
     train = {" ".join(example.question.split()) for example in data.train_examples.examples}
     val = {" ".join(example.question.split()) for example in data.val_examples.examples}
-    assert len(train) > 6800
-    assert len(val) > 490
-    assert not train & val
+    lines = (excerpts / "gsm8k/train.jsonl").read_text().splitlines()
+    with_steps = {" ".join(row["question"].split()) for row in map(json.loads, lines) if "<<" in row["answer"]}
+    assert len(val) == 40
+    assert val & with_steps
+    assert train == with_steps - val
 
 
 def test_columns_of_hub_sets_are_read(monkeypatch):

@@ -15,8 +15,7 @@ from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.reward.heads import HEADS, AttentionHead, LinearHead
 
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference checkpoints are not here")
+REFERENCE = Path(__file__).parent / "reference"
 QUESTIONS = [
     "Ann has 3 apples and eats 1. How many?",
     "What is 2 + 2?",
@@ -56,7 +55,6 @@ def tiny_latents(rollouts: int = 3, steps: int = 4) -> tuple[Tensor, Tensor]:
     return torch.randn(len(QUESTIONS), rollouts, steps, 32, generator=generator), num_latents
 
 
-@needs_reference
 def test_the_published_layout_scores_as_the_reference() -> None:
     model = load_reward_model(REFERENCE / "latent_rm", tokenizer=REFERENCE / "coconut")
     expected = load_file(REFERENCE / "latent_rm" / "expected.safetensors")

@@ -151,9 +151,9 @@ def test_numbers_below_one_are_refused(options):
         RolloutDataModule(**options)
 
 
-def test_every_file_of_the_shared_data_is_streamed(shared_data):
+def test_every_whole_set_is_streamed(whole_sets):
     for name, number in (("gsm8k/test.jsonl", 1319), ("gsm_hard/test.json", 1318), ("multiarith/test.json", 580)):
-        data = RolloutDataModule(str(shared_data / name), batch_size=16)
+        data = RolloutDataModule(str(whole_sets / name), batch_size=16)
         data.setup("predict")
         batches = list(data.predict_dataloader())
         assert len({p.problem_id for batch in batches for p in batch}) == data.num_problems == number

@@ -68,19 +68,41 @@ def test_number_columns_are_answers_too(tmp_path):
     assert [problem.gold for problem in read_problems(write(tmp_path / "rows.parquet", rows))] == [7.0, -2.5]
 
 
-def test_all_rows_of_the_test_sets_parse(shared_data):
-    """Golds agree with the digits behind `####` (GSM8K) and with float() (the other two)."""
-    gsm8k = read_problems(str(shared_data / "gsm8k/test.jsonl"))
-    lines = (shared_data / "gsm8k/test.jsonl").read_text().splitlines()
-    assert [p.gold for p in gsm8k] == [
-        float(re.search(r"#### (.*)", json.loads(x)["answer"])[1].replace(",", "")) for x in lines
-    ]
-    for name, number in (("gsm_hard", 1318), ("multiarith", 580)):
-        problems = read_problems(str(shared_data / name / "test.json"))
-        rows = json.loads((shared_data / name / "test.json").read_text())
-        assert [problem.gold for problem in problems] == [float(row["answer"]) for row in rows]
-        assert len(problems) == number
-    assert len(gsm8k) == 1319
+def check_golds(folder: Path) -> dict[str, int]:
+    """Golds agree with the digits behind `####` (GSM8K) and with float() (the other two); the number of each set's problems."""
+    lines = (folder / "gsm8k/test.jsonl").read_text().splitlines()
+    expected = {
+        "gsm8k/test.jsonl": [float(re.search(r"#### (.*)", json.loads(x)["answer"])[1].replace(",", "")) for x in lines]
+    }
+    for name in ("gsm_hard/test.json", "multiarith/test.json"):
+        expected[name] = [float(row["answer"]) for row in json.loads((folder / name).read_text())]
+    for name, golds in expected.items():
+        assert [problem.gold for problem in read_problems(str(folder / name))] == golds
+    return {name: len(golds) for name, golds in expected.items()}
+
+
+def test_golds_of_the_test_sets_are_read(excerpts):
+    assert sum(check_golds(excerpts).values()) > 200
+
+
+def test_golds_of_the_whole_test_sets_are_read(whole_sets):
+    numbers = {"gsm8k/test.jsonl": 1319, "gsm_hard/test.json": 1318, "multiarith/test.json": 580}
+    assert check_golds(whole_sets) == numbers
+
+
+def test_names_that_begin_with_data_are_of_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows.jsonl", ROWS)
+    monkeypatch.setenv("LATENT_TTS_DATA", str(tmp_path))
+    assert read_problems("data/rows.jsonl") == PROBLEMS == read_problems("rows.jsonl")
+    with pytest.raises(UserError, match=r"no file '.*/other.jsonl': .* LATENT_TTS_DATA .*docs/data.md"):
+        read_problems("data/other.jsonl")
+    monkeypatch.delenv("LATENT_TTS_DATA")
+    with pytest.raises(UserError, match=r"LATENT_TTS_DATA names \(now 'data'\)"):
+        read_problems("data/rows.jsonl")
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "rows.jsonl", ROWS)
+    assert read_problems("data/rows.jsonl") == PROBLEMS
 
 
 BAD_LINES = {
@@ -195,21 +217,21 @@ def test_ids_depend_on_the_stripped_question_alone():
 # ---- training examples
 
 
-def test_steps_files_give_their_steps(shared_data):
-    rows = json.loads((shared_data / "gsm8k/valid_steps.json").read_text())
-    examples = list(GoodRows(find_table(str(shared_data / "gsm8k/valid_steps.json")), to_example))
+def test_steps_files_give_their_steps(excerpts):
+    rows = json.loads((excerpts / "gsm8k/valid_steps.json").read_text())
+    examples = list(GoodRows(find_table(str(excerpts / "gsm8k/valid_steps.json")), to_example))
     with_steps = [
         (row["question"].strip(), tuple(filter(None, row["steps"])), row["answer"].replace(",", "")) for row in rows
     ]
     assert [(e.question, e.steps, e.answer) for e in examples if e] == [row for row in with_steps if row[1]]
 
 
-def test_annotated_solutions_equal_the_steps_file(shared_data):
+def test_annotated_solutions_equal_the_steps_file(excerpts):
     """GSM8K's test solutions and the steps file made from them by others, where both have steps."""
-    annotated = list(GoodRows(find_table(str(shared_data / "gsm8k/test.jsonl")), to_example))
-    listed = list(GoodRows(find_table(str(shared_data / "gsm8k/test_steps.json")), to_example))
+    annotated = list(GoodRows(find_table(str(excerpts / "gsm8k/test.jsonl")), to_example))
+    listed = list(GoodRows(find_table(str(excerpts / "gsm8k/test_steps.json")), to_example))
     pairs = [(a, b) for a, b in zip(annotated, listed, strict=True) if a and b]
-    assert len(pairs) > 1290
+    assert len(pairs) > 75
     assert sum(a.steps == b.steps for a, b in pairs) / len(pairs) > 0.99
     assert all(answers_equal(parse_answer(a.answer), parse_answer(b.answer)) for a, b in pairs)
 

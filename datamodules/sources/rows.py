@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
 from typing import TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.sources.files import source_path
 from datamodules.sources.masked import MASKED_COLUMNS, masked_example
 from datamodules.sources.solutions import annotated_solution
 from datamodules.sources.tables import READERS, Columns, Row, Table
@@ -45,7 +45,7 @@ def find_table(
     )
     if known is not None:
         return Table(source, columns, known.hub_id, hub_config or known.hub_config, split or known.split)
-    path = Path(source)
+    path = source_path(source)
     if path.is_file() or path.suffix.lower() in READERS:
         return Table(source, columns)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not path.exists():

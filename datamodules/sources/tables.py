@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.sources.files import require_file
 from latent_tts.errors import UserError
 
 
@@ -41,7 +42,7 @@ class Table:
 
     def rows(self) -> Iterator[Row]:
         """Streams the rows; UserError where the table can't be read at all."""
-        yield from read_file(Path(self.name)) if self.hub_id is None else _read_hub(self)
+        yield from read_file(self.name) if self.hub_id is None else _read_hub(self)
 
     def check_columns(self, row: Row) -> None:
         """UserError where a row, and so presumably the table, lacks a column."""
@@ -56,13 +57,12 @@ class Table:
                 )
 
 
-def read_file(path: Path) -> Iterator[Row]:
+def read_file(source: str) -> Iterator[Row]:
     """The rows of a .jsonl, .json, .csv or .parquet file."""
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(Path(source).suffix.lower())
     if reader is None:
-        raise UserError(f"{str(path)!r} is no file of rows: its name must end in one of {', '.join(READERS)}")
-    if not path.is_file():
-        raise UserError(f"there is no file {str(path)!r}: check the path, which starts from {str(Path.cwd())!r}")
+        raise UserError(f"{source!r} is no file of rows: its name must end in one of {', '.join(READERS)}")
+    path = require_file(source)
     try:
         yield from reader(path)
     except UnicodeDecodeError as error:
