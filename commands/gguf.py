@@ -111,7 +111,8 @@ def halves_together(weight: Tensor, heads: int) -> Tensor:
     Rotary embeddings turn pairs of rows. A GGUF file has the two of a pair side by side, a model folder has the first
     ones of all pairs of a head, then the second ones.
     """
-    return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
+    rows: Tensor = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
+    return rows
 
 
 def llama_config(fields: dict[str, Any], weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:

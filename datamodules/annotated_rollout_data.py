@@ -234,7 +234,7 @@ class AnnotatedRollouts(Dataset[AnnotatedBatch]):
     def _problem(self, index: int) -> AnnotatedProblem:
         if index in self.kept:
             return self.kept[index]
-        problem = self.store[self.indices[index]]
+        problem: AnnotatedProblem = self.store[self.indices[index]]
         size = problem.latents.nbytes + problem.values.nbytes
         if size <= self.free:
             self.free -= size

@@ -94,7 +94,7 @@ class LengthGroupedBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return self.num_items // (self.batch_size * self.world_size)
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         return islice(self._batches_of_all_ranks(), self.rank, None, self.world_size)
 
     def _batches_of_all_ranks(self) -> Iterator[list[int]]:
@@ -128,5 +128,5 @@ class LengthSortedBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)

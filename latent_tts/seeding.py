@@ -44,7 +44,8 @@ def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     ``ndtri`` runs one scalar routine per element, in float64, so a number does not depend on where in a vector register
     it fell; ``torch.randn`` and the vectorised ``log`` and ``cos`` of Box-Muller make no such promise.
     """
-    return torch.special.ndtri(uniform(keys, shape)).float()
+    normal: Tensor = torch.special.ndtri(uniform(keys, shape)).float()
+    return normal
 
 
 def keep_mask(keys: Tensor, shape: tuple[int, ...], p: float) -> Tensor:

@@ -127,7 +127,8 @@ class LatentRMModule(LightningModule):
     def score(self, batch: AnnotatedBatch) -> Tensor:
         """Step scores, (B, N, T), with gradients."""
         prompt_ids, prompt_mask = self.reward_model.encode_prompts(batch.questions)
-        return self.reward_model(prompt_ids, prompt_mask, batch.latents, batch.mask)
+        scores: Tensor = self.reward_model(prompt_ids, prompt_mask, batch.latents, batch.mask)
+        return scores
 
     def loss(self, scores: Tensor, batch: AnnotatedBatch) -> LossSum:
         """The chosen loss of a batch, summed over its valid steps."""

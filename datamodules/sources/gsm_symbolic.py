@@ -111,4 +111,7 @@ def split_of(question_id: str) -> Split:
 def _generators() -> dict[int, Callable[[random.Random, float], dict[str, Any]]]:
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import GSMSymbolicDataset, GSMSymbolicDatasetConfig
 
-    return GSMSymbolicDataset(GSMSymbolicDatasetConfig(seed=0, size=1)).generators
+    made: dict[int, Callable[[random.Random, float], dict[str, Any]]] = GSMSymbolicDataset(
+        GSMSymbolicDatasetConfig(seed=0, size=1)
+    ).generators
+    return made

@@ -33,7 +33,7 @@ class Freezable(nn.Module):
         return super().requires_grad_(requires_grad)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if not _on_cpu(self):
             use_plain_layers(self)
         return self

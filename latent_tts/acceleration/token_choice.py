@@ -149,7 +149,8 @@ def _error(hidden: Tensor, coarse: Tensor, screen: Screen) -> Tensor:
     """Bound (R,) of what the bfloat16 scores of a row are off by, before they are stored."""
     lost, kept = (hidden.float() - coarse.float()).norm(dim=1), coarse.float().norm(dim=1)
     sums = hidden.shape[1] * 2.0**-24 * kept * (screen.norm + screen.error)
-    return _SLACK * (kept * screen.error + lost * screen.norm + sums)
+    bound: Tensor = _SLACK * (kept * screen.error + lost * screen.norm + sums)
+    return bound
 
 
 def _candidates(scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,8 @@ class MajorityVoting:
         for c in np.flatnonzero(credit):
             others = np.sort(np.delete(sizes, c)).tolist()
             accuracy += credit[c] * np.array([win_probability(int(sizes[c]), others, blanks, k) for k in ks])
-        return accuracy.clip(0, 1).tolist()
+        shares: list[float] = accuracy.clip(0, 1).tolist()
+        return shares
 
 
 def win_probability(size: int, others: list[int], blanks: int, k: int) -> float:

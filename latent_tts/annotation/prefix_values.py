@@ -32,7 +32,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from latent_tts.answers import AnswerRule, answers_equal
-from latent_tts.engine.engine import Finished, RolloutEngine, Rollouts, ThoughtState
+from latent_tts.engine.engine import Finished, RolloutEngine, Rollouts
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
 from latent_tts.sampling import PromptSharing

@@ -377,7 +377,8 @@ def _read(shard: Path, columns: list[str], digest: str) -> pa.Table:
 
 
 def _column(shard: Path, name: str, digest: str) -> list[Any]:
-    return _read(shard, [name], digest).column(name).to_pylist()
+    values: list[Any] = _read(shard, [name], digest).column(name).to_pylist()
+    return values
 
 
 def _damaged(shard: Path) -> UserError:

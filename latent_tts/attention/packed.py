@@ -101,7 +101,8 @@ class ChunkedAttention:
     def _cut(self, states: Tensor) -> Tensor:
         """(B, heads, N * T, hd) to (B * K, heads, C, hd)."""
         filled = pad(states, (0, 0, 0, self.num_chunks * self.chunk_sees.shape[2] - states.shape[2]))
-        return filled.unflatten(2, (self.num_chunks, -1)).transpose(1, 2).flatten(0, 1)
+        chunks: Tensor = filled.unflatten(2, (self.num_chunks, -1)).transpose(1, 2).flatten(0, 1)
+        return chunks
 
     def _shared(self, states: Tensor) -> Tensor:
         """(B, heads, L, hd) to (B * K, heads, L, hd)."""

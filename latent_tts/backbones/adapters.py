@@ -60,7 +60,7 @@ def load_adapters(backbone: LatentBackbone, folder: Path) -> None:
     for key, value in _checked_base(folder, config).items():
         if not _same(targets[f"model.{key}"].data[: len(value)], value):
             raise UserError(f"The adapters in {folder} belong to another base than this model ({key} differs).")
-    fresh: Any = next(iter(backbone.model.peft_config.values()))  # type: ignore[operator, union-attr]
+    fresh: Any = next(iter(backbone.model.peft_config.values()))
     scale = config["lora_alpha"] / config["r"] * fresh.r / fresh.lora_alpha
     for key, value in stored.items():
         name = key.removeprefix(FACTOR_PREFIX).removesuffix(ADDED_ROWS)

@@ -68,7 +68,8 @@ class LatentBackbone(Freezable, ABC):
 
     def layer_to_keep(self) -> nn.Module | None:
         """The output layer, whose weights may be the input embeddings' too."""
-        return self.model.get_output_embeddings()
+        layer: nn.Module | None = self.model.get_output_embeddings()
+        return layer
 
     # Layout on disk -------------------------------------------------------------------------------------------------
 
@@ -175,7 +176,8 @@ class LatentBackbone(Freezable, ABC):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings of token ids: (...,) to (..., D)."""
-        return self.model.get_input_embeddings()(ids)
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
 
     def last_hidden(
         self,
@@ -197,14 +199,18 @@ class LatentBackbone(Freezable, ABC):
         Returns:
             (B, L, D).
         """
-        return self._run(inputs_embeds, attention_mask, position_ids, past_key_values, **kwargs).last_hidden_state
+        hidden: Tensor = self._run(
+            inputs_embeds, attention_mask, position_ids, past_key_values, **kwargs
+        ).last_hidden_state
+        return hidden
 
     def hidden_layers(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
     ) -> tuple[Tensor, ...]:
         """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
         out = self._run(inputs_embeds, attention_mask, position_ids, past_key_values, output_hidden_states=True)
-        return out.hidden_states[1:]
+        states: tuple[Tensor, ...] = out.hidden_states[1:]
+        return states
 
     def _run(
         self,
@@ -225,7 +231,8 @@ class LatentBackbone(Freezable, ABC):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores: (..., D) to (..., V)."""
-        return self.model.get_output_embeddings()(hidden)
+        scores: Tensor = self.model.get_output_embeddings()(hidden)
+        return scores
 
     def most_likely(self, hidden: Tensor) -> Tensor:
         """Arg-max token of the vocabulary scores: (R, D) to (R,)."""

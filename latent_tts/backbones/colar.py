@@ -29,7 +29,8 @@ class LatentHead(nn.Module):
         self.log_std = nn.Linear(inner, width) if log_std else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.mean(self.fc(hidden))
+        mean: Tensor = self.mean(self.fc(hidden))
+        return mean
 
     def distribution(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
         """Mean and log-deviation of the next embedding; ``None`` where the head predicts no deviation."""
@@ -85,7 +86,8 @@ class Colar(LatentBackbone):
         return fields | ({"latent_log_std": True} if self.lt_head.log_std is not None else {})
 
     def next_latent(self, hidden: Tensor) -> Tensor:
-        return self.lt_head(hidden) * self.latent_embedding_std
+        latent: Tensor = self.lt_head(hidden) * self.latent_embedding_std
+        return latent
 
     def latent_gaussian(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the next latent thought, as it is fed: (..., D) each.

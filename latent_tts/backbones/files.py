@@ -52,7 +52,8 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     folder = Path(folder)
     if (folder / "tokenizer.json").exists():
         # Read as it stands: the class named in tokenizer_config.json may rebuild the tokenizer with other rules.
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+        return tokenizer
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -96,7 +97,8 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"The model to start from, {str(folder)!r}, cannot be loaded: {reason}") from error
-    model, info = loaded
+    model: PreTrainedModel = loaded[0]
+    info = loaded[1]
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lacking:
         raise UserError(f"The weights of {str(folder)!r} are incomplete: {', '.join(lacking)}.")
@@ -110,6 +112,7 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: It cannot be read.
     """
     try:
-        return json.loads(file.read_text())
+        content: dict[str, Any] = json.loads(file.read_text())
+        return content
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}).") from error

@@ -167,7 +167,8 @@ class EvaluationMetrics:
             "diversity": {"mean": float(diversity["mean"]), "per_step": diversity["per_step"].tolist()},
             "token_steps": self._costs(dict(zip(costs.names, costs.means.tolist(), strict=True))),
         }
-        return rounded(_finite(summary))
+        finite: dict[str, Any] = rounded(_finite(summary))
+        return finite
 
     def _curve(self, values: dict[str, float], name: str) -> dict[str, float]:
         return {str(k): values[f"{name}@{k}"] for k in self.ks}

@@ -42,7 +42,8 @@ class MLPHead(Head):
         self.out = LinearHead(width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.out(gelu(self.up(hidden)))
+        scores: Tensor = self.out(gelu(self.up(hidden)))
+        return scores
 
 
 class AttentionHead(Head):
@@ -57,7 +58,8 @@ class AttentionHead(Head):
 
     def forward(self, hidden: Tensor) -> Tensor:
         query, key, value = self.query(hidden), self.key(hidden), self.value(hidden)
-        return self.out(hidden + scaled_dot_product_attention(query, key, value, is_causal=True))
+        scores: Tensor = self.out(hidden + scaled_dot_product_attention(query, key, value, is_causal=True))
+        return scores
 
 
 HEADS: dict[str, type[Head]] = {"linear": LinearHead, "mlp": MLPHead, "attention": AttentionHead}

@@ -101,7 +101,7 @@ class LatentRewardModel(Freezable):
 
     @property
     def hidden_size(self) -> int:
-        return self.transformer.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr, return-value, index]
+        return self.transformer.get_input_embeddings().weight.shape[1]  # type: ignore[return-value, index]
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +153,8 @@ class LatentRewardModel(Freezable):
         if self.projector is not None:
             hidden = self.projector(hidden)
         with torch.autocast(hidden.device.type, enabled=False):  # a score in bfloat16 could not tell 64 rollouts apart
-            return self.classifier(hidden.to(next(self.classifier.parameters()).dtype)).float()
+            scores: Tensor = self.classifier(hidden.to(next(self.classifier.parameters()).dtype)).float()
+            return scores
 
     # Scoring --------------------------------------------------------------------------------------------------------
 
@@ -252,7 +253,8 @@ class LatentRewardModel(Freezable):
 
     def _prompt_ids(self, questions: Sequence[str]) -> list[list[int]]:
         prompts = [self.prompt_form.replace("{question}", question) for question in questions]
-        return self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=False)["input_ids"]
+        return ids
 
     # Layout on disk -------------------------------------------------------------------------------------------------
 

@@ -90,7 +90,8 @@ class Sampler:
         Raises:
             UserError: The thoughts have no density.
         """
-        return self.distribution(backbone, hidden).log_prob(latents.float())
+        density: Tensor = self.distribution(backbone, hidden).log_prob(latents.float())
+        return density
 
     @contextmanager
     def attached(self, backbone: LatentBackbone) -> Iterator[PassNoise]:

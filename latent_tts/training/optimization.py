@@ -82,5 +82,5 @@ def fused_adamw(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     optimizer = AdamW(trained, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
     # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._step_supports_amp_scaling = False
     return optimizer
