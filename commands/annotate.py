@@ -16,7 +16,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.annotation_writer import WriteAnnotations
 from callbacks.progress import ProblemProgress
-from callbacks.termination import EndOnTermination
 from commands.base import CommandLine
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.annotation.store import AnnotationStore
@@ -76,7 +75,7 @@ class AnnotationCLI(CommandLine):
         self.refuse_half_weights(self.config.trainer.precision)
         data = self.data_description()
         self.output = Path(self.config.output or self._default_output(data))
-        callbacks: list[Any] = [EndOnTermination(), WriteAnnotations(self.output, data, self.config.shard_size)]
+        callbacks: list[Any] = [WriteAnnotations(self.output, data, self.config.shard_size)]
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(ProblemProgress())
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)

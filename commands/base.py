@@ -13,6 +13,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.termination import StopOnSignal, without_lightnings_signals
+from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
 
 _IRRELEVANT_WARNINGS = (
@@ -129,8 +131,14 @@ class CommandLine(LightningCLI):
             )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        given = [*(config.get("callbacks") or []), *callbacks]
+        stop = [] if any(isinstance(callback, StopOnSignal) for callback in given) else [StopOnSignal()]
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, [*stop, *callbacks])
+            without_lightnings_signals(trainer)
+            check_processes(trainer)
+            watch_ranks(trainer)
+            return trainer
         except UserError:
             raise
         except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:

@@ -17,7 +17,6 @@ from lightning.pytorch.cli import LightningArgumentParser
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import ProblemProgress
 from callbacks.scaling_report import ScalingReport
-from callbacks.termination import EndOnTermination
 from commands.base import CommandLine
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.evaluation.run_folder import Settings, flatten
@@ -86,7 +85,7 @@ class EvaluationCLI(CommandLine):
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
         report = ScalingReport(self.output, self.description())
-        callbacks = [EndOnTermination(), writer, *bar, report]  # in the order of their work
+        callbacks = [writer, *bar, report]  # in the order of their work
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
 
     def run(self) -> None:

@@ -1,37 +1,68 @@
-"""What both entry points do around their run: bad input ends as one line on stderr and exit code 2, never as a traceback."""
+"""What every command does around its run: bad input ends as one line and exit code 2, a signal with what to do next, never as a
+traceback."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 
-from latent_tts.errors import UserError
+from callbacks.signals import STOP, requeue_signals
+from latent_tts.errors import RankDied, StoppedBySignal, UserError
 
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130  # the shell's 128 + SIGINT
+_LOOK_EVERY = 0.5  # seconds
+_RANK_ZERO_SECONDS = 3.0  # that another rank waits before it reports an error that rank 0 does not have
 
 
-def main_guard(run: Callable[[], None]) -> int:
-    """Runs an entry point and returns its exit code: 0, 2 for bad input (one line on stderr), 130 for Ctrl-C.
+def main_guard(run: Callable[[], object]) -> int:
+    """Runs an entry point and returns its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after other signals.
 
-    Any other exception is a defect of the program and keeps its traceback.
+    Where SLURM runs the job and the signal is one after which it is wanted, the job is given back to the queue. Any other
+    exception is a defect of the program and keeps its traceback.
     """
     try:
-        run()
+        with STOP.listen():
+            STARTER.watch()
+            run()
+            STOP.release()  # asked to stop in its last moments: the work is done, and nobody is told that it was not
     except UserError as error:
-        report_error(one_line(error))
-        return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        report_error("interrupted; the same command goes on from here")
-        return EXIT_INTERRUPTED
+        report_error(one_line(error), everywhere=True)
+        return error.exit_code
+    except StoppedBySignal as stopped:
+        report_error(stopped.sentence)
+        request_requeue(stopped.signum)
+        return int(str(stopped.code))
+    except Exception:
+        if STARTER.has_died():  # whatever went wrong, the cause is that a rank is missing
+            return RankDied.exit_code
+        raise
     return 0
 
 
-def report_error(sentence: str) -> None:
-    """Prints `error: sentence` on stderr, once however many processes a run has."""
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+def report_error(sentence: str, everywhere: bool = False) -> None:
+    """Prints `error: sentence` on stderr, once however many processes a run has.
+
+    Args:
+        sentence: What to say.
+        everywhere: Whether another rank than 0 says it too, where rank 0 does not end it before.
+    """
+    if rank() == 0:
         print(f"error: {sentence}", file=sys.stderr, flush=True)
+    elif everywhere:
+        time.sleep(_RANK_ZERO_SECONDS)
+        print(f"error (rank {rank()}): {sentence}", file=sys.stderr, flush=True)
+
+
+def rank() -> int:
+    """This process' number among those of the run, as its starter (torchrun, srun, Lightning) has told it."""
+    if "SLURM_PROCID" in os.environ and "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
 def one_line(error: UserError) -> str:
@@ -39,3 +70,54 @@ def one_line(error: UserError) -> str:
     text = str(error).strip()
     marker = f"{UserError.__module__}.{UserError.__qualname__}: "
     return " ".join(text.rpartition(marker)[2].split())
+
+
+class Starter:
+    """The process that started this rank, where another one has: a rank stops when it has died, as nobody would collect it.
+
+    It stops as on SIGTERM, within a few seconds, and where it waits for the dead in vain within 40.
+    """
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+
+    def watch(self) -> None:
+        if "LOCAL_RANK" in os.environ:
+            self._pid = os.getppid()
+            threading.Thread(target=self._wait, daemon=True, name="starter").start()
+
+    def has_died(self) -> bool:
+        return self._pid is not None and os.getppid() != self._pid
+
+    def _wait(self) -> None:
+        while not self.has_died():
+            time.sleep(_LOOK_EVERY)
+        print(f"rank {rank()} stops: the process that started it has died", file=sys.stderr, flush=True)
+        STOP.request(signal.SIGTERM, patience=5.0)
+
+
+STARTER = Starter()
+
+
+def request_requeue(signum: int) -> None:
+    """Asks SLURM to run this job again, where there is one and the signal stands for it; a refusal is reported."""
+    job = slurm_job()
+    if job is None or rank() != 0 or signum not in requeue_signals():
+        return
+    if shutil.which("scontrol") is None:
+        report_error(f"scontrol is not in PATH, so that job {job} was not requeued: submit it again")
+        return
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    if done.returncode:
+        report_error(f"SLURM did not requeue job {job}: {' '.join(done.stderr.split())}")
+    else:
+        print(f"SLURM has requeued job {job}", file=sys.stderr, flush=True)
+
+
+def slurm_job() -> str | None:
+    """The job's number as scontrol takes it, N_M for an element of an array; None outside of a batch job."""
+    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
