@@ -15,6 +15,7 @@ from latent_tts.training.coconut_curriculum import ThoughtSequence, lay_out
 from latent_tts.training.differentiable import collate, token_losses
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
+from lightning_modules.hyperparameters import options_of
 
 DEFAULT_OPTIMIZATION = Optimization()
 
@@ -22,7 +23,7 @@ DEFAULT_OPTIMIZATION = Optimization()
 class ChainOfThoughtModule(BackboneModule):
     """Trains any Hugging Face causal LM to write its steps and then its answer.
 
-    The loss is the mean cross-entropy over all tokens of steps and answers of the global batch; see BackboneModule for what it
+    The loss is the mean cross-entropy over all tokens of steps and answers of the global batch; see TrainingModule for what it
     is independent of. `python evaluate.py --model.written FOLDER` reports such a model beside a latent one.
 
     Args:
@@ -65,6 +66,7 @@ class ChainOfThoughtModule(BackboneModule):
             seed=seed,
         )
         self.step_form, self.answer_form = step_form, answer_form
+        self.save_hyperparameters(options_of(self, locals()))
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """Cross-entropy of every token of steps and answers: (labels,)."""

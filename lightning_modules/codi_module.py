@@ -14,6 +14,7 @@ from latent_tts.problems import ReasoningExample
 from latent_tts.training.codi import DistillationForms, build_lessons, collate_lessons, distillation_losses
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
+from lightning_modules.hyperparameters import options_of
 
 DEFAULT_FORMS = DistillationForms()
 DEFAULT_OPTIMIZATION = Optimization()
@@ -28,7 +29,7 @@ class CodiModule(BackboneModule):
         + teacher_factor x cross-entropy of its steps and answer, mean over their tokens
         + distillation_factor x distance of the student's hidden states from the teacher's (`latent_tts.training.codi`)
 
-    and every example of the global batch counts the same; see BackboneModule for what that is independent of.
+    and every example of the global batch counts the same; see TrainingModule for what that is independent of.
 
     Args:
         backbone: Folder or hub id of the causal LM (or CODI) to start from.
@@ -94,6 +95,7 @@ class CodiModule(BackboneModule):
         self.forms, self.left_padding = forms, left_padding
         self.student_factor, self.teacher_factor = student_factor, teacher_factor
         self.distillation_factor, self.distillation_warmup = distillation_factor, distillation_warmup
+        self.save_hyperparameters(options_of(self, locals()))
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """The loss of every example: (B,)."""

@@ -22,6 +22,7 @@ from latent_tts.training.grpo import Experience, LogProbs, action_log_probs, exp
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.colar_module import greedy_answers
+from lightning_modules.hyperparameters import options_of
 
 DEFAULT_OPTIMIZATION = Optimization(lr=1e-6)
 
@@ -86,6 +87,7 @@ class ColarGRPOModule(BackboneModule):
         self.old: LogProbs | None = None
         # A list keeps the copy out of the module's weights: it is made again from `backbone` wherever a run goes on.
         self.reference = [deepcopy(loaded).eval()] if kl_weight else []
+        self.save_hyperparameters(options_of(self, locals()))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -16,6 +16,7 @@ from latent_tts.problems import ReasoningExample
 from latent_tts.training.colar import LatentLoss, at_speed, colar_losses, compress, compression_factor
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
+from lightning_modules.hyperparameters import options_of
 
 PUBLISHED_FACTORS = (1, 2, 3, 4, 5)
 PUBLISHED_OPTIMIZATION = Optimization()
@@ -25,7 +26,7 @@ class ColarModule(BackboneModule):
     """Trains a CoLaR from any Hugging Face causal LM, best one that writes its steps already.
 
     Every label of a global batch is a term of the loss: the cross-entropy of its token, and where it is a merged embedding
-    too, `latent_weight` times the loss of that. See BackboneModule for what the loss is independent of, and for what is not
+    too, `latent_weight` times the loss of that. See TrainingModule for what the loss is independent of, and for what is not
     supported. Validation thinks and answers greedily at `thinking_speed`, as an evaluation of the exported model does.
 
     Args:
@@ -86,6 +87,7 @@ class ColarModule(BackboneModule):
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
         self.latent_loss: LatentLoss = latent_loss
         self.latent_weight, self.entropy_weight = latent_weight, entropy_weight
+        self.save_hyperparameters(options_of(self, locals()))
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """Loss of every label of a micro batch: (labels,). The factor is a function of (seed, optimizer step)."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 from typing import Literal
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from datamodules.annotated_rollout_data import AnnotatedBatch, AnnotatedRolloutDataModule
@@ -21,15 +18,18 @@ from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HeadName
 from latent_tts.reward.loading import load_to_train_further
 from latent_tts.reward.losses import LabelsName, LossName, LossSum, RewardLoss, TargetsName
-from latent_tts.training.optimization import fused_adamw
+from latent_tts.training.optimization import Optimization
+from lightning_modules.hyperparameters import options_of
+from lightning_modules.training_module import TrainingModule
+
+DEFAULT_OPTIMIZATION = Optimization(warmup_share=0.1, schedule="cosine")
 
 
-class LatentRMModule(LightningModule):
+class LatentRMModule(TrainingModule):
     """Trains a LatentRewardModel that starts from a backbone, on rollouts which that backbone made.
 
-    The loss is the mean over the valid steps of the global batch: neither padding, nor the split into micro batches and
-    processes, nor the number of accumulated batches changes it. Float16 is not supported (the loss is a sum until the
-    optimizer step); use bf16 or float32. The best checkpoint is the one with the highest `val/recall_at_1`.
+    A term of the loss is a valid step; see TrainingModule for what the loss is independent of, and for what is not supported.
+    The best checkpoint is the one with the highest `val/recall_at_1`.
 
     Args:
         backbone: Folder or hub id of the backbone that made the rollouts; the reward model starts from its weights.
@@ -42,14 +42,15 @@ class LatentRMModule(LightningModule):
         loss: contrastive compares the rollouts of a problem at each step, bce looks at every step by itself.
         targets: Weights of the contrastive loss: raw labels (published), normalised over the rollouts, or one_hot at the best.
         labels: continuations are the Monte-Carlo values of the prefixes, final is the rollout's own correctness.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Weight decay of AdamW.
-        betas: Momentum terms of AdamW.
-        warmup_share: Share of all optimizer steps over which the learning rate rises from 0; then it falls as a cosine to 0.
+        optimization: Optimizer and learning rate.
+        global_batch_size: Problems per optimizer step: micro batch x accumulated batches x processes. The number of accumulated
+            batches is derived from it; null takes one micro batch of every process.
         dropout: Dropout of the transformer in training; the published training has none.
         reduction: How step scores become one score of a rollout in recall@1.
-        seed: Seed of the new head's weights.
+        seed: Seed of the new head's weights and of the draws made in training (dropout).
     """
+
+    monitor = "val/recall_at_1"
 
     def __init__(
         self,
@@ -63,18 +64,13 @@ class LatentRMModule(LightningModule):
         loss: LossName = "contrastive",
         targets: TargetsName = "raw",
         labels: LabelsName = "continuations",
-        lr: float = 1e-4,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup_share: float = 0.1,
+        optimization: Optimization = DEFAULT_OPTIMIZATION,
+        global_batch_size: int | None = None,
         dropout: float = 0.0,
         reduction: StepReduction = "sum",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        if not 0.0 <= warmup_share < 1.0:
-            raise UserError(f"warmup_share is a share of the training and must be in [0, 1), got {warmup_share}")
+        super().__init__(optimization, global_batch_size, seed)
         rollouts_of = load_backbone(backbone, kind, num_latents, backbone_dtype)
         self.reward_model: LatentRewardModel = (
             LatentRewardModel.from_backbone(rollouts_of, head, frozen, dropout, seed)
@@ -83,7 +79,6 @@ class LatentRMModule(LightningModule):
         )
         self.reward_model.float().train()
         self.reward_loss = RewardLoss(loss, targets, labels)
-        self.lr, self.weight_decay, self.betas, self.warmup_share = lr, weight_decay, betas, warmup_share
         steps = self.reward_model.num_latents
         self.val_loss = MeanMetric()
         self.recall_at_1 = RecallAt1(reduction)
@@ -91,13 +86,14 @@ class LatentRMModule(LightningModule):
         self.calibration = ScoreCalibration()
         self.correlation = StepScoreCorrelation(steps)
         self.curves: dict[str, dict[str, Tensor]] = {}  # what the last validation computed, for plots
-        self._valid_steps = torch.zeros((), dtype=torch.long)  # terms of the loss since the last optimizer step
         # Buffers are constants here: no process has to send them, which would need equally many batches on all in validation.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        self.save_hyperparameters(options_of(self, locals()))
 
     def setup(self, stage: str) -> None:
         """Refuses annotations that another backbone made, or that lack what the loss needs."""
-        data, model = self.trainer.datamodule, self.reward_model  # type: ignore[attr-defined]
+        super().setup(stage)
+        data, model = self.data, self.reward_model
         if not isinstance(data, AnnotatedRolloutDataModule):
             raise UserError(
                 f"a reward model is trained with AnnotatedRolloutDataModule as --data, not {type(data).__name__}"
@@ -134,32 +130,14 @@ class LatentRMModule(LightningModule):
         """The chosen loss of a batch, summed over its valid steps."""
         return self.reward_loss(scores, batch.values, batch.correct, batch.mask)
 
-    # Training ---------------------------------------------------------------------------------------------------------
+    def summed_loss(self, batch: AnnotatedBatch) -> tuple[Tensor, Tensor]:
+        return self.loss(self.score(batch), batch)
 
-    def training_step(self, batch: AnnotatedBatch, batch_idx: int) -> Tensor:
-        loss = self.loss(self.score(batch), batch)
-        self._valid_steps = self._valid_steps.to(self.device) + loss.num_terms
-        self.log("train/loss", loss.mean.detach(), prog_bar=True, batch_size=len(batch.questions))
-        return loss.total  # divided by the valid steps of the global batch in on_before_optimizer_step
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn the gradient of sum / (accumulated batches x processes) into that of the mean over all valid steps."""
-        total = self.trainer.strategy.reduce(self._valid_steps.double(), reduce_op="sum")
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / torch.as_tensor(total).clamp(min=1)
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad *= scale.to(parameter.grad)
-        self._valid_steps = torch.zeros_like(self._valid_steps)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = fused_adamw(self.parameters(), self.lr, self.weight_decay, self.betas)
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise UserError(
-                "the learning rate falls over the whole training: give its length, --trainer.max_epochs or max_steps"
-            )
-        scheduler = LambdaLR(optimizer, lambda step: warmup_cosine(step, int(total), self.warmup_share))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def export(self, folder: Path, dtype: str = "float32", adapters_only: bool = False) -> None:
+        """As `load_reward_model` reads it."""
+        if adapters_only:
+            raise UserError("A reward model has no adapters to store alone.")
+        self.reward_model.save_pretrained(folder, dtype=getattr(torch, dtype))
 
     # Validation -------------------------------------------------------------------------------------------------------
 
@@ -193,11 +171,3 @@ class LatentRMModule(LightningModule):
         self.log_dict({name: value.float() for name, value in scalars.items()}, sync_dist=True, batch_size=1)
         for metric in (self.val_loss, self.recall_at_1, self.ranking_accuracy, self.calibration, self.correlation):
             metric.reset()
-
-
-def warmup_cosine(step: int, total_steps: int, warmup_share: float) -> float:
-    """Factor of the learning rate: linear from 0 to 1 over the warm-up, then half a cosine down to 0."""
-    warmup = warmup_share * total_steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total_steps - warmup))))

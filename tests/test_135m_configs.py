@@ -36,7 +36,7 @@ def folder(tmp_path_factory) -> Path:
 def fit(folder: Path, name: str, backbone: Path, monkeypatch, max_epochs: int = 1, **model: Any) -> Path:
     """Runs a recipe with its own mixture of sources, from small files, one optimizer step an epoch; the folder it exports."""
     recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    (export,) = (c for c in recipe["trainer"]["callbacks"] if c["class_path"] == "callbacks.export.ExportBackbone")
+    (export,) = (c for c in recipe["trainer"]["callbacks"] if c["class_path"] == "callbacks.export.ExportModel")
     files = {"train.jsonl": folder / "train.jsonl", "train.csv": folder / "masked.csv"}
     mixture = recipe["data"]["init_args"]["train"]
     small = {}

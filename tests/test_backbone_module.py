@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from callbacks.export import ExportBackbone, export_checkpoint
+from callbacks.export import ExportModel
+from commands.export import export_run
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA
@@ -91,7 +92,7 @@ def test_two_processes_train_and_validate_as_one_does(kind, model, tmp_path):
 def test_exported_and_loaded_it_answers_as_it_did_in_training(kind, options, model, tmp_path):
     """At the end of the fit, and once more from the checkpoint; adapters are merged."""
     keep = ModelCheckpoint(tmp_path / "kept", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
-    callbacks = [keep, ExportBackbone(str(tmp_path / "export"))]
+    callbacks = [keep, ExportModel(str(tmp_path / "export"))]
     module = trained(
         MAKERS[kind](model, **options), tmp_path, 8, epochs=2, callbacks=callbacks, enable_checkpointing=True
     )
@@ -99,14 +100,12 @@ def test_exported_and_loaded_it_answers_as_it_did_in_training(kind, options, mod
     assert (loaded.kind, loaded.num_latents) == (kind, module.backbone.num_latents)
     engine = RolloutEngine(loaded, max_answer_tokens=6)
     assert [texts[0] for texts in engine.rollout(QUESTIONS, 1).texts] == module.eval().generate(QUESTIONS)
-    export_checkpoint(tmp_path / "kept" / "last.ckpt", tmp_path / "again", "float32")
+    export_run(tmp_path / "kept" / "last.ckpt", tmp_path / "again")
     assert load_backbone(tmp_path / "again").fingerprint() == loaded.fingerprint()
 
 
 def test_training_goes_on_from_an_exported_codi_with_its_projector(model, tmp_path):
-    trained(
-        make_codi(model, projector_hidden_size=24), tmp_path, 8, callbacks=[ExportBackbone(str(tmp_path / "export"))]
-    )
+    trained(make_codi(model, projector_hidden_size=24), tmp_path, 8, callbacks=[ExportModel(str(tmp_path / "export"))])
     exported = load_backbone(tmp_path / "export")
     again = make_codi(tmp_path / "export", num_latents=3)
     assert (again.backbone.training, again.backbone.num_latents) == (True, 3)

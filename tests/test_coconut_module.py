@@ -11,7 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from callbacks.export import ExportBackbone, export_checkpoint
+from callbacks.export import ExportModel
+from commands.export import export_run
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.loading import load_backbone
@@ -19,7 +20,7 @@ from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
 from latent_tts.backbones.training import load_for_training
 from latent_tts.errors import UserError
 from latent_tts.training.coconut_curriculum import Curriculum
-from lightning_modules.backbone_module import accumulated_batches
+from lightning_modules.training_module import accumulated_batches
 from tests.training import (
     ONE_EPOCH_A_STAGE,
     StopAfter,
@@ -56,7 +57,12 @@ def test_splitting_the_global_batch_changes_nothing(model, tmp_path):
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(model, tmp_path, stop_after):
     """With mixing of stages, optimizer resets, warm-up and decay, stopped in each stage."""
-    options = {"warmup_steps": 2, "decay_fraction": 0.5, "curriculum": Curriculum(1, 1, 2, 1, uniform_prob=0.5)}
+    options = {
+        "warmup_steps": 2,
+        "schedule": "linear",
+        "decay_share": 0.5,
+        "curriculum": Curriculum(1, 1, 2, 1, uniform_prob=0.5),
+    }
     straight = trained(model, tmp_path, 8, epochs=5, **options)
 
     keep = ModelCheckpoint(tmp_path / f"kept-{stop_after}", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
@@ -104,7 +110,7 @@ def test_each_stage_starts_with_a_fresh_optimizer_and_a_warm_up(model, tmp_path)
 
 def test_optimizer_state_is_kept_where_it_is_asked_for(model, tmp_path):
     recorder = Recorder()
-    module = make_module(model, reset_optimizer=False)
+    module = make_module(model, reset="never")
     make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[recorder]).fit(module, make_data(tmp_path, 8))
     assert [state == 0 for _, state, _ in recorder.rows] == [True] + [False] * 5
 
@@ -147,7 +153,7 @@ def test_two_processes_train_and_validate_as_one_does(model, tmp_path):
 
 def test_exported_folder_is_the_best_checkpoint(model, tmp_path):
     keep = ModelCheckpoint(tmp_path / "kept", monitor="val/final_accuracy", mode="max", save_last=True)
-    export = ExportBackbone(str(tmp_path / "export"))
+    export = ExportModel(str(tmp_path / "export"))
     trainer = make_trainer(max_epochs=5, callbacks=[keep, export], enable_checkpointing=True)
     trainer.fit(make_module(model), make_data(tmp_path, 8))
     exported = load_backbone(tmp_path / "export")
@@ -155,12 +161,12 @@ def test_exported_folder_is_the_best_checkpoint(model, tmp_path):
     best = torch.load(keep.best_model_path, weights_only=True)["state_dict"]
     assert all(torch.equal(best[f"backbone.{key}"], value) for key, value in exported.state_dict().items())
 
-    export_checkpoint(Path(keep.best_model_path), tmp_path / "again", "float32")
+    export_run(Path(keep.best_model_path), tmp_path / "again")
     assert load_backbone(tmp_path / "again").fingerprint() == exported.fingerprint()
 
 
 def test_export_in_bfloat16_halves_the_weights(model, tmp_path):
-    export = ExportBackbone(str(tmp_path / "export"), dtype="bfloat16")
+    export = ExportModel(str(tmp_path / "export"), dtype="bfloat16")
     make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[export]).fit(make_module(model), make_data(tmp_path, 8))
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (model, tmp_path / "export")]
     assert sizes[1] < 0.6 * sizes[0]

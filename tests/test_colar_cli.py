@@ -45,7 +45,7 @@ def arguments(folder: Path, configs: list[str], backbone: Path, export: Path) ->
             "logger": False,
             "callbacks": [
                 {"class_path": "ModelCheckpoint", "init_args": kept},
-                {"class_path": "callbacks.export.ExportBackbone", "init_args": {"folder": str(export)}},
+                {"class_path": "callbacks.export.ExportModel", "init_args": {"folder": str(export)}},
             ],
         },
         "model": {"init_args": {"backbone": str(backbone), "global_batch_size": 16}},

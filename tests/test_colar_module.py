@@ -8,7 +8,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from callbacks.export import ExportBackbone, export_checkpoint
+from callbacks.export import ExportModel
+from commands.export import export_run
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA, merged
@@ -39,7 +40,7 @@ def model(tmp_path_factory) -> Path:
 def colar(model, tmp_path_factory) -> Path:
     """A CoLaR that was trained for a moment, to go on from."""
     folder = tmp_path_factory.mktemp("colar") / "model"
-    make_trainer(max_epochs=30, limit_val_batches=0, callbacks=[ExportBackbone(str(folder))]).fit(
+    make_trainer(max_epochs=30, limit_val_batches=0, callbacks=[ExportModel(str(folder))]).fit(
         supervised(model, optimization=Optimization(lr=1e-2)), make_data(folder.parent, 8)
     )
     return folder
@@ -140,7 +141,7 @@ def test_splitting_the_global_batch_changes_nothing(name, model, colar, tmp_path
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_the_export_answers_as_the_trained_model(name, precision, model, colar, tmp_path, rewarding):
     module = make(name, model, colar)
-    trainer = make_trainer(max_epochs=2, precision=precision, callbacks=[ExportBackbone(str(tmp_path / "export"))])
+    trainer = make_trainer(max_epochs=2, precision=precision, callbacks=[ExportModel(str(tmp_path / "export"))])
     trainer.fit(module, make_data(tmp_path, 8))
     assert trainer.callback_metrics["val/latents"] <= 8
     loaded, questions = load_backbone(tmp_path / "export"), [addition(i).question for i in range(6)]
@@ -157,10 +158,10 @@ def test_the_export_answers_as_the_trained_model(name, precision, model, colar, 
 
 def test_a_checkpoint_is_exported_as_the_run_would(model, tmp_path):
     keep = ModelCheckpoint(tmp_path / "kept", save_last=True, save_top_k=0, save_on_train_epoch_end=True)
-    export = ExportBackbone(str(tmp_path / "export"))
+    export = ExportModel(str(tmp_path / "export"))
     trainer = make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[keep, export], enable_checkpointing=True)
     trainer.fit(supervised(model), make_data(tmp_path, 8))
-    export_checkpoint(tmp_path / "kept" / "last.ckpt", tmp_path / "again", "float32")
+    export_run(tmp_path / "kept" / "last.ckpt", tmp_path / "again")
     assert load_backbone(tmp_path / "again").fingerprint() == load_backbone(tmp_path / "export").fingerprint()
 
 
@@ -196,7 +197,7 @@ def test_reinforcement_raises_the_reward(colar, tmp_path, rewarding):
 
 def test_rollouts_with_fixed_noise_train_any_head_and_a_divergence_keeps_it_close(model, tmp_path, rewarding):
     folder = tmp_path / "mse"
-    make_trainer(max_epochs=30, limit_val_batches=0, callbacks=[ExportBackbone(str(folder))]).fit(
+    make_trainer(max_epochs=30, limit_val_batches=0, callbacks=[ExportModel(str(folder))]).fit(
         supervised(model, latent_loss="mse", optimization=Optimization(lr=1e-2)), make_data(tmp_path, 8)
     )
     moved = []
@@ -228,7 +229,7 @@ def test_impossible_reinforcement_is_refused(model, colar, tmp_path):
         grpo(colar, group_size=1)
     with pytest.raises(UserError, match="needs the whole global batch at once"):
         make_trainer(max_epochs=1).fit(grpo(colar, num_updates=2), make_data(tmp_path, 4))
-    make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[ExportBackbone(str(tmp_path / "mse"))]).fit(
+    make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[ExportModel(str(tmp_path / "mse"))]).fit(
         supervised(model, latent_loss="mse"), make_data(tmp_path, 8)
     )
     with pytest.raises(UserError, match="trains: use mse"):

@@ -17,18 +17,21 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from callbacks.export_reward_model import ExportRewardModel, export_reward_model
+from callbacks.export import ExportModel
 from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
+from commands.export import export_run
 from datamodules.annotated_rollout_data import AnnotatedRolloutDataModule
 from latent_tts.annotation.store import AnnotatedProblem, AnnotationSettings, AnnotationWriter
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from lightning_modules.latent_rm_module import LatentRMModule, warmup_cosine
+from lightning_modules.latent_rm_module import LatentRMModule
 from tests.test_reward import tiny_backbone
+from tests.training import with_optimization
 
 ROOT = Path(__file__).parents[1]
 N, T, D, PROBLEMS = 4, 6, 32, 120
+RISE_AND_FALL: dict[str, Any] = {"lr": 3e-3, "warmup_share": 0.1, "schedule": "cosine"}
 
 
 def settings_of(backbone: LatentBackbone, **changes: Any) -> AnnotationSettings:
@@ -95,7 +98,7 @@ def fit(
     ckpt_path: str | None = None,
     **trainer: Any,
 ) -> tuple[Trainer, LatentRMModule]:
-    module = LatentRMModule(str(workplace / "backbone"), **({"lr": 3e-3} | (model or {})))
+    module = LatentRMModule(str(workplace / "backbone"), **with_optimization(model or {}, **RISE_AND_FALL))
     datamodule = AnnotatedRolloutDataModule(
         str(workplace / "annotations"), **({"batch_size": 8, "val_share": 0.25} | (data or {}))
     )
@@ -129,13 +132,13 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 
 def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, "best", monitor="val/recall_at_1", mode="max")
-    export = ExportRewardModel(str(tmp_path / "model"))
+    export_best = ExportModel(str(tmp_path / "model"))
     logger = TensorBoardLogger(tmp_path, name="tb", version="")
     diagnostics = RewardDiagnostics()
     trainer, module = fit(
         workplace,
-        [checkpoint, export, diagnostics],
-        max_epochs=12,
+        [checkpoint, export_best, diagnostics],
+        max_epochs=18,
         logger=logger,
         check_val_every_n_epoch=3,
         log_every_n_steps=1,
@@ -147,7 +150,7 @@ def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path:
     exported = load_reward_model(tmp_path / "model")
     state = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
     assert torch.equal(exported.classifier.weight, state["reward_model.classifier.weight"])
-    export_reward_model(checkpoint.best_model_path, tmp_path / "again")
+    export_run(Path(checkpoint.best_model_path), tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "model" / "model.safetensors"
     ).read_bytes()
@@ -245,7 +248,7 @@ def test_accumulated_batches_are_one_batch(workplace: Path, tmp_path: Path) -> N
         workplace,
         [SaveGradients(str(tmp_path / "parts"))],
         {"batch_size": size // 4},
-        accumulate_grad_batches=4,
+        {"global_batch_size": size},
         **ONE_STEP,
     )
     assert_same_step(tmp_path / "whole", tmp_path / "parts")
@@ -270,7 +273,7 @@ def test_two_processes_are_one_process(tmp_path: Path) -> None:
         "trainer.callbacks.file": tmp_path / "two",
         "trainer.enable_checkpointing": "false",
         "model.backbone": workplace / "backbone",
-        "model.lr": 3e-3,
+        "model.optimization.lr": 3e-3,
         "model.labels": "continuations",
         "model.reduction": "sum",
         "data.folder": workplace / "annotations",
@@ -301,13 +304,6 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(workplace: Path, tmp
     _, whole = fit(workplace, [every])
     _, resumed = fit(workplace, ckpt_path=str(tmp_path / "epoch=0.ckpt"))
     assert_same_weights(weights_of(whole), weights_of(resumed), 0.0)
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    factors = [warmup_cosine(step, 100, 0.1) for step in range(101)]
-    assert factors[0] == pytest.approx(1 / 11) and factors[10] == 1.0 and factors[100] == pytest.approx(0.0)
-    assert factors[55] == pytest.approx(0.5)
-    assert sorted(factors[:10]) == factors[:10] and sorted(factors[10:], reverse=True) == factors[10:]
 
 
 def test_beside_a_gpu_every_tensor_of_a_batch_is_pinned(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def small_run(folder: Path, max_epochs: int = 5, recipe: str = "tiny-coconut") -
                         "enable_version_counter": False,
                     },
                 },
-                {"class_path": "callbacks.export.ExportBackbone", "init_args": {"folder": str(folder / "export")}},
+                {"class_path": "callbacks.export.ExportModel", "init_args": {"folder": str(folder / "export")}},
             ],
         },
         "model": {"init_args": {"backbone": str(folder / "model"), "global_batch_size": 16}},
@@ -70,7 +70,7 @@ def test_debug_run_trains_every_stage_and_exports_a_model_that_loads(tmp_path, m
     assert run(*small_run(tmp_path), monkeypatch=monkeypatch) == 0
     assert load_backbone(tmp_path / "export").num_latents == 6
     checkpoint = torch.load(tmp_path / "kept" / "last.ckpt", weights_only=True)
-    assert (checkpoint["epoch"], checkpoint["coconut_stage"]["stage"]) == (4, 4)
+    assert (checkpoint["epoch"], checkpoint["training"]["stage"]) == (4, 4)
     assert checkpoint["global_step"] == 5 * 2  # 32 examples in global batches of 16
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
     assert list((tmp_path / "run").rglob("config.yaml"))
@@ -102,7 +102,7 @@ def test_flags_win_over_files_and_over_the_checkpoint(tmp_path, monkeypatch):
     flags = [
         "--ckpt_path",
         last,
-        "--model.lr",
+        "--model.optimization.lr",
         "0.5",
         "--model.curriculum.cot_epochs",
         "7",
@@ -138,7 +138,7 @@ class ParserOnly(TrainingCLI):
 @pytest.mark.parametrize(
     ("flags", "part"),
     [
-        (["--model.lr", "fast"], "lr"),
+        (["--model.optimization.lr", "fast"], "lr"),
         (["--model.no_such_option", "1"], "no_such_option"),
         (["--model.backbone", "nowhere/at/all"], "nowhere/at/all"),
         (["--data.batch_size", "5"], "global_batch_size 16"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +55,27 @@ def make_data(folder: Path, batch_size: int, val_size: int | None = None) -> Rea
     return ReasoningStepsDataModule(str(train), str(val), batch_size=batch_size, val_size=val_size, pool_batches=1)
 
 
+def with_optimization(options: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Options of a module; those of its optimization are given beside the others."""
+    names = {field.name for field in fields(Optimization)}
+    merged = {"lr": 1e-2} | defaults | options
+    optimization = Optimization(**{name: value for name, value in merged.items() if name in names})
+    return {"optimization": optimization} | {name: value for name, value in merged.items() if name not in names}
+
+
 def make_module(model: Path, **options: Any) -> CoconutModule:
-    defaults = {"curriculum": ONE_EPOCH_A_STAGE, "global_batch_size": 8, "lr": 1e-2, "max_answer_tokens": 4}
-    return CoconutModule(str(model), **(defaults | options))
+    defaults = {"curriculum": ONE_EPOCH_A_STAGE, "global_batch_size": 8, "max_answer_tokens": 4, "reset": "stage"}
+    return CoconutModule(str(model), **with_optimization(options, **defaults))
 
 
-def make_codi(model: Path, lr: float = 1e-2, schedule: str = "constant", **options: Any) -> CodiModule:
-    defaults = {"num_latents": 2, "global_batch_size": 8, "max_answer_tokens": 6}
-    optimization = Optimization(lr=lr, schedule=schedule, warmup_steps=2)  # type: ignore[arg-type]
-    return CodiModule(str(model), optimization=optimization, **(defaults | options))
+def make_codi(model: Path, **options: Any) -> CodiModule:
+    defaults = {"num_latents": 2, "global_batch_size": 8, "max_answer_tokens": 6, "warmup_steps": 2}
+    return CodiModule(str(model), **with_optimization(options, **defaults))
 
 
-def make_cot(model: Path, lr: float = 1e-2, schedule: str = "constant", **options: Any) -> ChainOfThoughtModule:
-    defaults = {"global_batch_size": 8, "max_answer_tokens": 6}
-    optimization = Optimization(lr=lr, schedule=schedule, warmup_steps=2)  # type: ignore[arg-type]
-    return ChainOfThoughtModule(str(model), optimization=optimization, **(defaults | options))
+def make_cot(model: Path, **options: Any) -> ChainOfThoughtModule:
+    defaults = {"global_batch_size": 8, "max_answer_tokens": 6, "warmup_steps": 2}
+    return ChainOfThoughtModule(str(model), **with_optimization(options, **defaults))
 
 
 MAKERS: dict[str, Callable[..., BackboneModule]] = {"coconut": make_module, "codi": make_codi, "cot": make_cot}

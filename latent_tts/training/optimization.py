@@ -1,4 +1,4 @@
-"""How a backbone's weights are moved: AdamW, and a learning rate that rises, stays and falls."""
+"""How weights are moved: AdamW, and a learning rate that rises, stays and falls. The same options for every training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,12 @@ class Optimization:
     """What the learning rate does after the warm-up: it stays, or falls to 0 along a line or half a cosine."""
     decay_share: float = 1.0
     """Last share of all optimizer steps over which it falls; it never begins before the warm-up has ended."""
+    reset: Literal["never", "epoch", "stage"] = "never"
+    """When AdamW forgets its momenta and warms up again: never, with every epoch, or with every stage of a curriculum."""
 
     def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise UserError(f"lr is the peak learning rate and must be above 0, got {self.lr}.")
         if not 0.0 <= self.warmup_share < 1.0 or self.warmup_steps < 0:
             raise UserError(
                 f"warmup_share must be in [0, 1) and warmup_steps at least 0, got {self.warmup_share} and {self.warmup_steps}."
@@ -70,17 +74,14 @@ class Optimization:
         left = min(1.0, max(0.0, (total_steps - step) / max(total_steps - begin, 1.0)))  # 1 until `begin`, 0 at the end
         return rise * (left if self.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * left))
 
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> AdamW:
+        """AdamW in one kernel, over the parameters that are trained; Lightning may clip their gradients."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        adamw = AdamW(trained, lr=self.lr, weight_decay=self.weight_decay, betas=self.betas, fused=True)
+        # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
+        adamw._step_supports_amp_scaling = False
+        return adamw
+
 
 def _rise(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / max(warmup, 1))
-
-
-def fused_adamw(
-    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, betas: tuple[float, float]
-) -> AdamW:
-    """AdamW in one kernel, over the parameters that are trained; Lightning may clip their gradients."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    optimizer = AdamW(trained, lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
-    # Lightning refuses to clip gradients of an optimizer that can undo a loss scale by itself; here there is no loss scale.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer

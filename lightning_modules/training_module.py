@@ -1,0 +1,264 @@
+"""What every training shares: an exactly scaled mean loss, AdamW and its learning rate, seeded draws, options in checkpoints."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from latent_tts.errors import UserError
+from latent_tts.training.optimization import Optimization
+from lightning_modules.hyperparameters import restored
+
+SUPPORTED_PRECISIONS = ("32-true", "bf16-mixed")
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """What a training asks of its data module."""
+
+    batch_size: int
+    """Examples in a micro batch of one process."""
+
+
+class TrainingModule(LightningModule):
+    """A training. A subclass makes its model and says what the loss of a micro batch is, as a sum of terms and their number.
+
+    The loss is the mean over all terms of the global batch: neither padding, nor the split into micro batches and processes,
+    nor the number of accumulated batches changes it. Whatever a training step draws is a function of (seed, epoch, batch, rank).
+    Not supported: float16 (the loss is a sum until the optimizer step) and weights held in bfloat16 (AdamW's steps would be
+    rounded away), strategies that split a model over devices, and trainer options that this class decides.
+
+    A subclass ends its constructor with `self.save_hyperparameters(options_of(self, locals()))`.
+
+    Args:
+        optimization: Optimizer and learning rate.
+        global_batch_size: Examples per optimizer step: micro batch x accumulated batches x processes. The number of accumulated
+            batches is derived from it; None takes one micro batch of every process.
+        seed: Seed of the draws made in training.
+    """
+
+    monitor: ClassVar[str] = "val/accuracy"
+    """The metric whose highest value makes the best checkpoint."""
+
+    def __init__(self, optimization: Optimization, global_batch_size: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.optimization, self.global_batch_size, self.seed = optimization, global_batch_size, seed
+        self.num_terms: Tensor | int = 0  # of this process' loss, since the last optimizer step
+        self.warmup_start = 0  # the optimizer step at which the latest warm-up began
+        self.reset_key: int | None = None  # the epoch or stage that AdamW was made for
+
+    @abstractmethod
+    def summed_loss(self, batch: Any) -> tuple[Tensor, Tensor | int]:
+        """The sum of the terms of a micro batch's loss, (), with gradients, and their number."""
+
+    @abstractmethod
+    def export(self, folder: Path, dtype: str = "float32", adapters_only: bool = False) -> None:
+        """Writes the model in its published layout.
+
+        Args:
+            folder: Where to write.
+            dtype: Type the weights are stored in, ``float32`` or ``bfloat16``.
+            adapters_only: Whether to leave out the weights of the base model.
+
+        Raises:
+            UserError: There are no adapters to store alone.
+        """
+
+    # Set-up -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> TrainingData:
+        """The data module of the run.
+
+        Raises:
+            UserError: It is none that a training can use.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TrainingData):
+            raise UserError(f"--data must be a data module with a batch_size, and {type(data).__name__} has none.")
+        return data
+
+    def setup(self, stage: str) -> None:
+        if stage != "fit":
+            return
+        self.refuse_what_is_decided_here()
+        self.trainer.accumulate_grad_batches = accumulated_batches(
+            self.global_batch_size, self.data.batch_size, self.trainer.world_size
+        )
+
+    def refuse_what_is_decided_here(self) -> None:
+        """UserError for an option of the trainer that would have no effect, or spoil the loss."""
+        trainer = self.trainer
+        if trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is decided by the training: give "
+                "--model.global_batch_size, the examples of an optimizer step, from which the accumulated batches follow."
+            )
+        if trainer.precision not in SUPPORTED_PRECISIONS:
+            raise UserError(
+                f"--trainer.precision {trainer.precision} does not fit this training: give 32-true or bf16-mixed."
+            )
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise UserError(
+                f"--trainer.strategy {type(trainer.strategy).__name__} splits the model, which this training does not support: "
+                "give auto or ddp."
+            )
+        if getattr(trainer, "overfit_batches", 0):
+            raise UserError(
+                "--trainer.overfit_batches would replace the order of the batches: give --trainer.limit_train_batches."
+            )
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit":
+            self.trainer.accumulate_grad_batches = 1  # as it was given
+
+    # Training ---------------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with self.seeded_draws(batch_idx):
+            total, num_terms = self.summed_loss(batch)
+        self.num_terms = self.num_terms + num_terms
+        if isinstance(num_terms, Tensor) or num_terms > 0:  # the rollouts of a batch may teach nothing
+            self.log("train/loss", total.detach() / num_terms, prog_bar=True, batch_size=1)
+        return total  # divided by the terms of the global batch in on_before_optimizer_step
+
+    @property
+    def epoch_key(self) -> str:
+        """Key of the draws of an epoch; a resumed run draws what an uninterrupted one draws."""
+        return f"{self.seed}/{self.current_epoch}"
+
+    @contextmanager
+    def seeded_draws(self, batch_idx: int) -> Iterator[None]:
+        """Within it, torch's own random numbers (dropout) are a function of (seed, epoch, batch, rank)."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(random.Random(f"{self.epoch_key}/{batch_idx}/{self.global_rank}").getrandbits(63))
+            yield
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turn the gradient of sum / (accumulated batches x processes) into that of the mean over all terms."""
+        terms = torch.as_tensor(self.num_terms, dtype=torch.long, device=self.device)
+        total = torch.as_tensor(self.trainer.strategy.reduce(terms, reduce_op="sum"))
+        # No term: no gradient either.
+        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total.clamp(min=1).float()
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        self.num_terms = 0
+
+    # Optimizer --------------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.optimization.optimizer(self.parameters())
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, self.lr_factor), "interval": "step"},
+        }
+
+    def lr_factor(self, step: int) -> float:
+        """Factor of the learning rate at an optimizer step: warm-up (again after a reset of AdamW), then the schedule."""
+        total = self.trainer.estimated_stepping_batches if self.optimization.needs_length else float("inf")
+        return self.optimization.lr_factor(step, total, self.warmup_start)
+
+    def on_train_epoch_start(self) -> None:
+        key = self.key_of_reset()
+        if self.reset_key not in (None, key):
+            self.start_afresh(self.trainer.optimizers[0])
+        self.reset_key = key
+
+    def key_of_reset(self) -> int:
+        """AdamW starts anew where it changes from one epoch to the next."""
+        if self.optimization.reset == "stage":
+            raise UserError(
+                "optimization.reset stage needs a training with stages, which is CoconutModule: give never or epoch."
+            )
+        return self.current_epoch if self.optimization.reset == "epoch" else 0
+
+    def start_afresh(self, optimizer: torch.optim.Optimizer) -> None:
+        """Forget AdamW's momenta and begin a new warm-up with the next step."""
+        optimizer.state.clear()
+        self.warmup_start = self.global_step
+        for group in optimizer.param_groups:
+            group["lr"] = self.optimization.lr * self.lr_factor(self.global_step)
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["training"] = {
+            "module": type(self).__name__,
+            "warmup_start": self.warmup_start,
+            "reset_key": self.reset_key,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.warmup_start, self.reset_key = (checkpoint["training"][name] for name in ("warmup_start", "reset_key"))
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **options: Any
+    ) -> Self:
+        """The module that wrote a checkpoint, with its options and weights.
+
+        What it was made from (a backbone's folder) must still be where it was: shape and tokenizer are taken from there.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device to put the weights on.
+            **options: Arguments of the constructor to change.
+
+        Raises:
+            UserError: The file is none of this class.
+        """
+        content = read_checkpoint(checkpoint_path, map_location)
+        if content["training"]["module"] != cls.__name__:
+            raise UserError(
+                f"{str(checkpoint_path)!r} is a checkpoint of {content['training']['module']}, not of {cls.__name__}."
+            )
+        module = cls(**restored(cls, content["hyper_parameters"] | options))
+        module.load_state_dict(content["state_dict"], strict=True)
+        return module
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """What a checkpoint of a training holds; nothing but data is loaded from it.
+
+    Raises:
+        UserError: It is not there, cut off, or no checkpoint of a training.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"There is no checkpoint {str(path)!r}; a run writes them to its folder's checkpoints/.")
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # a cut-off file raises whatever the part that is missing makes torch raise
+        raise UserError(
+            f"{str(path)!r} cannot be read as a checkpoint ({type(error).__name__}): it may be cut off or no checkpoint at all."
+        ) from error
+    if not isinstance(content, dict) or "training" not in content:
+        raise UserError(f"{str(path)!r} was not written by a training of this project.")
+    return content
+
+
+def accumulated_batches(global_batch_size: int | None, micro_batch_size: int, world_size: int) -> int:
+    """Micro batches per optimizer step.
+
+    Raises:
+        UserError: The global batch is not a whole number of micro batches on every process.
+    """
+    per_pass = micro_batch_size * world_size
+    if global_batch_size is None:
+        return 1
+    if global_batch_size < 1 or global_batch_size % per_pass:
+        raise UserError(
+            f"global_batch_size {global_batch_size} is not a multiple of batch_size {micro_batch_size} x {world_size} "
+            f"process(es) = {per_pass}; change one of them."
+        )
+    return global_batch_size // per_pass
