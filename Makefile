@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 BACKBONE ?= tiny-colar
 DEMOS := $(patsubst configs/evaluate/demo/%.yaml,%,$(wildcard configs/evaluate/demo/*.yaml))
 
-.PHONY: demo known-backbone test lint install clean
+.PHONY: demo known-backbone test quick lint install clean
 
 demo: known-backbone install ## Parallel test-time scaling on a shipped model, with no arguments to think of.
 	$(BIN)/python evaluate.py $(if $(filter-out tiny-colar,$(BACKBONE)),--config configs/evaluate/demo/$(BACKBONE).yaml)
@@ -14,8 +14,11 @@ demo: known-backbone install ## Parallel test-time scaling on a shipped model, w
 known-backbone:
 	@$(if $(filter $(DEMOS),$(BACKBONE)),:,$(error there is no demo of BACKBONE=$(BACKBONE); choose one of: $(strip $(DEMOS))))
 
-test: install ## The test suite.
-	$(BIN)/python -m pytest -n 2
+test: install ## The test suite, with the coverage of the core, which has to be 95 % at least.
+	$(BIN)/python -m pytest -n 2 --cov=latent_tts --cov-report=term:skip-covered --cov-fail-under=95
+
+quick: install ## The part of it that takes less than a minute.
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 lint: install ## Lint and type check.
 	$(BIN)/ruff check .

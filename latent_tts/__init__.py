@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from latent_tts.engine.engine import RolloutEngine, Rollouts
     from latent_tts.reward import load_reward_model
 
+# the one place that names the version: setup.cfg reads it here, and it needs no installation
+__version__ = "0.2.0"
+
 __all__ = ["RolloutEngine", "Rollouts", "load_backbone", "load_reward_model"]
 
 _HOMES = {
