@@ -38,7 +38,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, float], Tensor, Tensor]
     """Cost per problem, rollout and continuation in token steps, and the values and latents' numbers of all rollouts."""
     sampler = AdditiveGaussianNoise(args.sigma) if args.dropout is None else MonteCarloDropout(args.dropout)
     backbone = load_backbone(args.backbone).to(args.device).freeze()
-    engine = RolloutEngine(backbone, sampler, args.max_answer_tokens)  # type: ignore[arg-type]
+    engine = RolloutEngine(backbone, sampler, args.max_answer_tokens)
     data = RolloutDataModule(
         "gsm-symbolic", split=args.split, seed=args.seed, size=args.problems, templates=args.templates
     )

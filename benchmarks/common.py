@@ -36,7 +36,8 @@ def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: i
     config = GPT2Config(
         vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0
     )
-    model = GPT2LMHeadModel(config).to(dtype=dtype, device=device).eval()
+    model: Any = GPT2LMHeadModel(config)
+    model = model.to(dtype=dtype, device=device).eval()
     return Coconut(model, byte_tokenizer(Coconut.special_tokens), num_latents=num_latents)
 
 

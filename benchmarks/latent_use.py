@@ -42,7 +42,7 @@ def main() -> None:
     if args.written_form is not None:
         writer = Cot(backbone.model, backbone.tokenizer, prompt_form=args.written_form.replace("\\n", "\n")).eval()
         rows += [{"latents": "none, steps written", "greedy": accuracy(writer, problems, args, max_tokens=128)}]
-    backbone.next_latent = torch.zeros_like  # type: ignore[method-assign]
+    backbone.next_latent = torch.zeros_like  # type: ignore[method-assign, assignment]
     rows += [{"latents": f"{backbone.num_latents}, zeros", "greedy": accuracy(backbone, problems, args)}]
     show(f"{args.backbone}, {args.problems} problems", rows, args.out, machine=machine())
 

@@ -76,7 +76,13 @@ def measure(backbone: Any, sampler: Any, problems: list[Any], args: argparse.Nam
                 float(step_diversity(rollouts.latents[i], rollouts.num_latents[i]).nanmean()) if n > 1 else 0.0
             )
         latents += rollouts.num_latents.flatten().tolist()
-    numbers = {"single": single, "majority": voting, "coverage": covered, "invalid": invalid, "diversity": spread}
+    numbers: dict[str, list[Any]] = {
+        "single": single,
+        "majority": voting,
+        "coverage": covered,
+        "invalid": invalid,
+        "diversity": spread,
+    }
     numbers |= {"latents": latents}
     means = {name: sum(values) / len(values) for name, values in numbers.items()}
     return {"sampler": str(sampler), **means, "seconds": time.perf_counter() - started}

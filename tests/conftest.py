@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,12 +79,12 @@ def tiny_causal_lm() -> Callable:
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     def make(layout: str, vocab_size: int, seed: int = 0, **overrides):
-        common = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+        common: dict[str, Any] = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
         common |= {"initializer_range": 0.15} | overrides
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if layout == "gpt2":
-                config = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+                config: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
                 return GPT2LMHeadModel(GPT2Config(**(config | common))).eval()
             config = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
             config |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": None}

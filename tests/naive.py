@@ -28,15 +28,16 @@ def naive_rollout(
     key = fold_in(problem_keys(seed, [problem_id_from_question(question)]), n)  # (1,)
     prompt = torch.tensor(backbone.encode_prompts([question])[0])
     model = _Masked(backbone, sampler, key, len(prompt))
-    sequence, latents = backbone.embed(prompt), []
+    sequence = backbone.embed(prompt)
+    latents: list[Tensor] = []
     while len(latents) < backbone.num_latents:
         hidden = model(sequence, thinking=len(latents))[-1]
         if backbone.dynamic and int(backbone.logits(hidden).argmax()) == backbone.end_of_thought_id:
             break
         latent = backbone.next_latent(hidden)
         if isinstance(sampler, NativeGaussian):
-            inner = backbone.lt_head.fc(hidden)
-            std = backbone.lt_head.log_std(inner).exp() * backbone.latent_embedding_std
+            inner = backbone.lt_head.fc(hidden)  # type: ignore[operator]
+            std = backbone.lt_head.log_std(inner).exp() * backbone.latent_embedding_std  # type: ignore[operator]
             latent = latent + sampler.temperature * std * normal(fold_in(key, len(latents) + 1), latent.shape)[0]
         if isinstance(sampler, AdditiveGaussianNoise):
             latent = latent + sampler.sigma * normal(fold_in(key, len(latents) + 1), latent.shape)[0]

@@ -66,7 +66,7 @@ def main(model: Path, folder: Path, what: str, processes: int) -> None:
         module = make_cot(model, global_batch_size=8, lr=1e-3, schedule="constant")
         trainer.fit(module, make_data(folder, batch_size=2), ckpt_path=last if last.exists() else None)
     else:
-        trainer.predict(Slow(), DataLoader(torch.arange(10000), batch_size=1), return_predictions=False)
+        trainer.predict(Slow(), DataLoader(torch.arange(10000), batch_size=1), return_predictions=False)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

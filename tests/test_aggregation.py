@@ -269,7 +269,7 @@ def test_unscored_rollouts_rank_last_and_vote_only_among_themselves():
     for aggregation in SCORED:
         assert aggregation.choose([1.0, 2.0, 1.0], scores, mask).answer == 2.0
     none_scored = WeightedVoting().choose([1.0, 2.0, 1.0], scores, torch.zeros(3, 1))
-    assert none_scored.weights == {1.0: pytest.approx(2 / 3), 2.0: pytest.approx(1 / 3)}
+    assert none_scored.weights == {1.0: pytest.approx(2 / 3), 2.0: pytest.approx(1 / 3)}  # type: ignore[comparison-overlap]
 
 
 # --- reduction of step scores, and the grid of k ----------------------------------------------------------------------
@@ -289,8 +289,8 @@ def test_step_scores_reduce_as_a_loop_does_and_masked_steps_do_not_count():
         "product": lambda s: math.log(math.prod(1 / (1 + math.exp(-x)) for x in s)),
     }
     for reduction, function in by_hand.items():
-        expected = [[function(scores[b, n, : lengths[b, n]].tolist()) for n in range(5)] for b in range(2)]
-        assert reduce_step_scores(scores, mask, reduction).tolist() == [pytest.approx(row) for row in expected]
+        expected = [[function(scores[b, n, : lengths[b, n]].tolist()) for n in range(5)] for b in range(2)]  # type: ignore[operator]
+        assert reduce_step_scores(scores, mask, reduction).tolist() == [pytest.approx(row) for row in expected]  # type: ignore[arg-type]
 
 
 def test_bad_scores_are_refused_in_a_sentence():
@@ -313,7 +313,7 @@ def test_bad_options_are_refused_in_a_sentence():
     with pytest.raises(UserError, match=r"keep = 1\.5"):
         Hybrid(keep=1.5)
     with pytest.raises(UserError, match="'median' is unknown"):
-        BestOfN(reduction="median").choose([1.0], torch.zeros(1, 1))
+        BestOfN(reduction="median").choose([1.0], torch.zeros(1, 1))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least 1 rollout"):
         MajorityVoting().choose([])
     with pytest.raises(UserError, match="correctness marks"):
@@ -329,7 +329,7 @@ def test_the_grid_holds_the_powers_of_two_and_n_itself():
 
 def test_names_tell_variants_apart():
     variants = [BestOfN(), BestOfN("mean"), WeightedVoting(), WeightedVoting(temperature=2.0), Hybrid(keep=0.25)]
-    assert [v.name for v in variants] == [
+    assert [v.name for v in variants] == [  # type: ignore[attr-defined]
         "best_of_n",
         "best_of_n_mean",
         "weighted_voting",

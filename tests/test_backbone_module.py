@@ -109,13 +109,13 @@ def test_training_goes_on_from_an_exported_codi_with_its_projector(model, tmp_pa
     exported = load_backbone(tmp_path / "export")
     again = make_codi(tmp_path / "export", num_latents=3)
     assert (again.backbone.training, again.backbone.num_latents) == (True, 3)
-    assert again.backbone.projector[1].out_features == 24
+    assert again.backbone.projector[1].out_features == 24  # type: ignore[index]
     assert all(torch.equal(value, exported.state_dict()[key]) for key, value in again.backbone.state_dict().items())
     trained(again, tmp_path, 8, epochs=1)
 
 
 def test_a_seed_decides_the_fresh_projector_and_another_kind_is_refused(model, tiny_backbone, tmp_path):
-    first, again, other = (load_for_training(Codi, model, seed=seed).projector[1].weight for seed in (3, 3, 4))
+    first, again, other = (load_for_training(Codi, model, seed=seed).projector[1].weight for seed in (3, 3, 4))  # type: ignore[index]
     assert torch.equal(first, again) and not torch.equal(first, other)
     tiny_backbone("colar", "llama").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a colar checkpoint"):
@@ -150,6 +150,6 @@ def test_a_few_epochs_teach_a_codi_its_training_data(model, tmp_path):
     data = make_data(tmp_path, 8)
     module = make_codi(model, forms=DistillationForms(answer="### {answer}"), max_answer_tokens=8)
     make_trainer(max_epochs=80, limit_val_batches=0).fit(module, data)
-    seen = type(data)(data.train, data.train, batch_size=8)
+    seen = type(data)(data.train, data.train, batch_size=8)  # type: ignore[arg-type]
     (result,) = make_trainer().validate(module, seen, verbose=False)
     assert result["val/accuracy"] > 0.5

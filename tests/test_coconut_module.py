@@ -132,7 +132,7 @@ def test_a_few_epochs_teach_the_final_stage_by_heart(model, tmp_path):
     module = make_module(model, curriculum=Curriculum(1, 1, 1, 2), max_answer_tokens=12)
     trainer = make_trainer(max_epochs=60, limit_val_batches=0)
     trainer.fit(module, data)
-    seen = ReasoningStepsDataModule(data.train, data.train, batch_size=8)
+    seen = ReasoningStepsDataModule(data.train, data.train, batch_size=8)  # type: ignore[arg-type]
     (result,) = make_trainer().validate(module, seen, verbose=False)
     assert result["val/final_accuracy"] > 0.5
 

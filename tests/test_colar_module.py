@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def model(tmp_path_factory) -> Path:
     folder = write_tiny_model(tmp_path_factory.mktemp("scratch") / "model", hidden_size=32)
     backbone = load_backbone(folder)
     with torch.no_grad():
-        backbone.model.get_input_embeddings().weight.mul_(15)
+        backbone.model.get_input_embeddings().weight.mul_(15)  # type: ignore[operator]
     backbone.save_pretrained(folder)
     return folder
 
@@ -61,7 +62,7 @@ def rewarding(monkeypatch):
 
 
 def supervised(model: Path, **options) -> ColarModule:
-    defaults = {
+    defaults: dict[str, Any] = {
         "compression": [1, 2, 3],
         "prompt_form": FORM,
         "max_latents": 8,
@@ -73,7 +74,12 @@ def supervised(model: Path, **options) -> ColarModule:
 
 
 def grpo(colar: Path, **options) -> ColarGRPOModule:
-    defaults = {"optimization": Optimization(lr=5e-3), "global_batch_size": 8, "max_answer_tokens": 4, "group_size": 4}
+    defaults: dict[str, Any] = {
+        "optimization": Optimization(lr=5e-3),
+        "global_batch_size": 8,
+        "max_answer_tokens": 4,
+        "group_size": 4,
+    }
     return ColarGRPOModule(str(colar), **(defaults | options))
 
 
@@ -146,7 +152,7 @@ def test_the_export_answers_as_the_trained_model(name, precision, model, colar, 
     assert trainer.callback_metrics["val/latents"] <= 8
     loaded, questions = load_backbone(tmp_path / "export"), [addition(i).question for i in range(6)]
     assert (loaded.kind, loaded.num_latents, loaded.prompt_form) == ("colar", 8, "{question} (2)###")
-    table = load_backbone(model).model.get_input_embeddings().weight.detach()
+    table = load_backbone(model).model.get_input_embeddings().weight.detach()  # type: ignore[operator]
     assert loaded.latent_embedding_std == pytest.approx(float(table.std()))
     trained = merged(module.backbone).eval()
     for sampler in (None, NativeGaussian()):
@@ -176,7 +182,7 @@ def test_a_few_epochs_teach_to_think_as_long_as_the_steps_and_to_answer(model, t
         optimization=Optimization(lr=1e-2, schedule="linear"),
     )
     make_trainer(max_epochs=100, limit_val_batches=0).fit(module, data)
-    seen = ReasoningStepsDataModule(data.train, data.train, batch_size=8)
+    seen = ReasoningStepsDataModule(data.train, data.train, batch_size=8)  # type: ignore[arg-type]
     (result,) = make_trainer().validate(module, seen, verbose=False)
     assert result["val/accuracy"] > 0.4
     lengths = [sum(map(len, module.backbone.encode([step + "\n" for step in addition(i).steps]))) for i in range(16)]

@@ -162,7 +162,7 @@ def test_merged_embeddings_keep_the_variance():
             return self.table[ids]
 
     groups = torch.randperm(1000, generator=torch.Generator().manual_seed(1)).view(250, 4).tolist()
-    assert merge(Table(), groups, 4).var() == pytest.approx(1.0, abs=0.05)
+    assert merge(Table(), groups, 4).var() == pytest.approx(1.0, abs=0.05)  # type: ignore[arg-type]
 
 
 def test_soft_mse_is_the_expected_error_of_draws_less_their_entropy():

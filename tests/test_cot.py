@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -29,7 +31,7 @@ def plain(request, tiny_causal_lm, tiny_tokenizer, tmp_path):
 def written_by_hand(backbone, text, limit):
     """Greedy decoding of a text, the whole sequence again for every token."""
     ids = backbone.tokenizer(text, add_special_tokens=False)["input_ids"]
-    written = []
+    written: list[Any] = []
     while len(written) < limit and (not written or written[-1] != backbone.eos_token_id):
         written.append(int(backbone.model(torch.tensor([ids + written])).logits[0, -1].argmax()))
     return written
@@ -113,4 +115,4 @@ def test_a_latent_checkpoint_is_no_written_one(tiny_backbone, tmp_path):
 @pytest.mark.parametrize("option", ["step_form", "answer_form"])
 def test_forms_without_their_field_are_refused(plain, option):
     with pytest.raises(UserError, match="must hold"):
-        ChainOfThoughtModule(str(plain), **{option: "nothing"})
+        ChainOfThoughtModule(str(plain), **{option: "nothing"})  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def test_scores_of_rollouts_of_different_lengths_are_masked():
     record["rollouts"][0] |= {"step_scores": [2.0]}
     record["rollouts"][1] |= {"step_scores": [1.0, -1.0, 0.5]}
     scores, mask = record_scores(record)
-    assert scores[0].tolist() == [2.0, 0.0, 0.0] and mask[0].tolist() == [True, False, False] and mask[1].all()
+    assert scores[0].tolist() == [2.0, 0.0, 0.0] and mask[0].tolist() == [True, False, False] and mask[1].all()  # type: ignore[index]
 
 
 def test_chosen_answers_are_those_of_the_aggregations():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def side_by_side(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def gguf_tensors(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
     weights = {key: value.numpy() for key, value in model.state_dict().items()}
-    heads = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
+    heads: dict[str, Any] = {"attn_q": model.config.num_attention_heads, "attn_k": model.config.num_key_value_heads}
     tensors = {
         "token_embd.weight": weights["model.embed_tokens.weight"],
         "output_norm.weight": weights["model.norm.weight"],
@@ -61,7 +62,8 @@ def write_gguf(
     quantize: bool = False,
     **more,
 ) -> Path:
-    config, writer = model.config, gguf.GGUFWriter(path, architecture)
+    config: Any = model.config
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -99,7 +101,8 @@ def model(request, tiny_causal_lm) -> LlamaForCausalLM:
 
 def test_the_folder_loads_strictly_and_computes_what_was_written(model, tmp_path):
     main(tmp_path / "model", write_gguf(tmp_path / "a.gguf", model), dtype="float32")
-    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    read: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    loaded, info = read
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     tied = loaded.lm_head.weight is loaded.model.embed_tokens.weight
     assert tied == model.config.tie_word_embeddings == loaded.config.tie_word_embeddings
@@ -153,7 +156,7 @@ def test_bad_files_are_one_sentence(model, tmp_path, capsys):
     assert "cannot be read as GGUF" in sentence(tmp_path / "text.gguf")
     assert "only llama is read" in sentence(write_gguf(tmp_path / "b.gguf", model, architecture="qwen2"))
     assert "by the rule 'tekken'" in sentence(write_gguf(tmp_path / "c.gguf", model, pre="tekken"))
-    extra = {"rope_freqs.weight": np.ones(4, dtype=np.float32)}
+    extra: dict[str, Any] = {"rope_freqs.weight": np.ones(4, dtype=np.float32)}
     assert "unexpected: rope_freqs.weight" in sentence(write_gguf(tmp_path / "d.gguf", model, **extra))
     assert not (tmp_path / "out").exists()
 

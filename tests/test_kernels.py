@@ -136,7 +136,7 @@ def rms_norm(width: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     plain = LlamaRMSNorm(width, eps=1e-5).to(dtype).requires_grad_(False)
     plain.weight.copy_(1 + random(width, dtype=dtype, seed=16))
     fast = copy.deepcopy(plain)
-    fast.__class__ = elementwise.RMSNorm
+    fast.__class__ = elementwise.RMSNorm  # type: ignore[assignment]
     return plain, fast
 
 
@@ -211,8 +211,8 @@ def attention_by_loop(query, keys, values, lengths, suffix_keys, suffix_values, 
 @pytest.mark.parametrize("waiting", [False, True])
 def test_attention_to_a_shared_prefix_equals_a_loop_over_the_queries(case, dtype, waiting, instructions):
     query, keys, *rest = attention_inputs(case, dtype, waiting)
-    found = attention.attend(query, attention.in_columns(keys), *rest, 0.3)
-    expected = attention_by_loop(query, keys, *rest, 0.3)
+    found = attention.attend(query, attention.in_columns(keys), *rest, 0.3)  # type: ignore[call-arg]
+    expected = attention_by_loop(query, keys, *rest, 0.3)  # type: ignore[call-arg]
     assert ((found - expected).abs() <= 2 * unit(dtype) * (1 + expected.abs())).all()
 
 
@@ -281,10 +281,10 @@ def test_the_library_is_built_once_and_left_alone_after(fresh):
 
 def test_without_a_home_the_library_lies_among_the_temporary_files(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing/can/be/made/here")
-    monkeypatch.setattr(library.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (folder,) = {library.build("g++").parent}
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o77 == 0
-    monkeypatch.setattr(library.os, "getuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr("os.getuid", lambda: folder.stat().st_uid + 1)
     (tmp_path / f"latent_tts-{folder.stat().st_uid + 1}").mkdir()  # somebody else was here first
     with pytest.raises(PermissionError, match="belongs to another user"):
         library.build("g++")

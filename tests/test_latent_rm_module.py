@@ -102,7 +102,7 @@ def fit(
     datamodule = AnnotatedRolloutDataModule(
         str(workplace / "annotations"), **({"batch_size": 8, "val_share": 0.25} | (data or {}))
     )
-    options = {
+    options: dict[str, Any] = {
         "max_epochs": 2,
         "accelerator": "cpu",
         "devices": 1,
@@ -113,9 +113,9 @@ def fit(
         "num_sanity_val_steps": 0,
         "callbacks": callbacks,
     }
-    trainer = Trainer(**(options | trainer))
-    trainer.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    return trainer, module
+    made = Trainer(**(options | trainer))
+    made.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+    return made, module
 
 
 def weights_of(module: LatentRMModule) -> dict[str, torch.Tensor]:
@@ -126,7 +126,11 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(
-            value, other[name], atol=tolerance, rtol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+            value,
+            other[name],
+            atol=tolerance,
+            rtol=tolerance,
+            msg=lambda m, name=name: f"{name}: {m}",  # type: ignore[misc]
         )
 
 
@@ -149,7 +153,7 @@ def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path:
     assert float(checkpoint.best_model_score) > measured["val/chance"] + 0.1  # type: ignore[arg-type]
     exported = load_reward_model(tmp_path / "model")
     state = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
-    assert torch.equal(exported.classifier.weight, state["reward_model.classifier.weight"])
+    assert torch.equal(exported.classifier.weight, state["reward_model.classifier.weight"])  # type: ignore[arg-type]
     export_run(Path(checkpoint.best_model_path), tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         tmp_path / "model" / "model.safetensors"
@@ -236,7 +240,7 @@ def assert_same_step(one: Path, other: Path) -> None:
         torch.testing.assert_close(found_metrics[name], value, atol=1e-3, rtol=1e-3)
     assert expected.keys() == found.keys() and len(expected) > 10
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")  # type: ignore[misc]
     assert max(float(gradient.abs().max()) for gradient in expected.values()) > 1e-3
 
 

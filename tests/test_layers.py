@@ -127,11 +127,11 @@ def test_weights_in_training_keep_their_layout_and_laid_out_ones_can_be_trained(
     fast.requires_grad_(True)
     with torch.inference_mode():
         fast(x)
-    assert fast.weight.is_contiguous()
+    assert fast.weight.is_contiguous()  # type: ignore[operator]
     fast.requires_grad_(False)
     with torch.inference_mode():
         fast(x)
-    assert not fast.weight.is_contiguous()
+    assert not fast.weight.is_contiguous()  # type: ignore[operator]
     fast.requires_grad_(True)
     fast(x).sum().backward()
     torch.testing.assert_close(fast.weight.grad, x.sum(dim=0).unsqueeze(1).expand(-1, 1024), rtol=1e-2, atol=1e-2)

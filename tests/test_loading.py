@@ -118,9 +118,9 @@ def test_any_causal_lm_becomes_a_backbone(layout, tiny_causal_lm, tiny_tokenizer
     before = model.get_input_embeddings().weight.detach().clone()
     backbone = Coconut.from_causal_lm(model, tokenizer, num_latents=2)
     after = backbone.model.get_input_embeddings().weight
-    assert len(after) == len(before) + 3
-    assert torch.equal(after[: len(before)], before)
-    torch.testing.assert_close(after[-3:], before.mean(dim=0).expand(3, -1))
+    assert len(after) == len(before) + 3  # type: ignore[arg-type]
+    assert torch.equal(after[: len(before)], before)  # type: ignore[index]
+    torch.testing.assert_close(after[-3:], before.mean(dim=0).expand(3, -1))  # type: ignore[index]
     assert backbone.encode_prompts(["hm"])[0][-1] == backbone.tokenizer.get_vocab()["<|start-latent|>"]
     backbone.save_pretrained(tmp_path)
     assert load_backbone(tmp_path).fingerprint() == backbone.fingerprint()

@@ -58,7 +58,7 @@ def loop_bce(scores: Tensor, labels: Tensor, mask: Tensor) -> tuple[float, int]:
 
 
 def losses(scores: Tensor, labels: Tensor, mask: Tensor) -> dict[str, LossSum]:
-    every = {targets: contrastive_loss(scores, labels, mask, targets) for targets in TARGETS}  # type: ignore[arg-type]
+    every = {targets: contrastive_loss(scores, labels, mask, targets) for targets in TARGETS}
     return every | {"bce": bce_loss(scores, labels, mask)}
 
 
@@ -82,7 +82,7 @@ def test_a_loss_worked_out_on_paper() -> None:
     labels, mask = torch.full_like(scores, 0.5), torch.ones_like(scores, dtype=torch.bool)
     expected = -(0.5 * math.log(1 / 4) + 0.5 * math.log(3 / 4))
     for targets in TARGETS:
-        assert float(contrastive_loss(scores, labels, mask, targets).mean) == pytest.approx(expected)  # type: ignore[arg-type]
+        assert float(contrastive_loss(scores, labels, mask, targets).mean) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", [*TARGETS, "bce"])
@@ -132,7 +132,7 @@ def test_a_step_whose_labels_are_all_zero_gives_no_gradient_and_does_not_count()
     scores = torch.randn(1, 3, 2, requires_grad=True)
     labels = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]).T.unsqueeze(0)  # step 1 all zero
     for targets in TARGETS:
-        loss = contrastive_loss(scores, labels, torch.ones(1, 3, 2, dtype=torch.bool), targets)  # type: ignore[arg-type]
+        loss = contrastive_loss(scores, labels, torch.ones(1, 3, 2, dtype=torch.bool), targets)
         assert int(loss.num_terms) == 1
         assert not torch.autograd.grad(loss.mean, scores)[0][:, :, 0].any()
 

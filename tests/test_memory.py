@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,12 @@ def test_records_are_the_same_where_memory_is_short(most_rows, backbone, problem
     """Batches of 8 problems with 4 rollouts: 12 rows are 3 problems, 3 rows are a part of one problem."""
     folder = tmp_path / "reward"
     LatentRewardModel.from_backbone(backbone, seed=3).save_pretrained(folder)
-    options = {"num_rollouts": 4, "max_answer_tokens": 6, "num_bootstrap": 10, "reward_model": str(folder)}
+    options: dict[str, Any] = {
+        "num_rollouts": 4,
+        "max_answer_tokens": 6,
+        "num_bootstrap": 10,
+        "reward_model": str(folder),
+    }
     expected = ParallelTTSModule(backbone, AdditiveGaussianNoise(0.4), **options).eval().predict_step(problems)
     module = ParallelTTSModule(backbone, AdditiveGaussianNoise(0.4), **options).eval()
     little_memory(most_rows)
@@ -145,7 +151,7 @@ def test_records_are_the_same_where_memory_is_short(most_rows, backbone, problem
 
 
 def test_a_problem_that_does_not_fit_is_one_sentence(backbone, problems, little_memory):
-    options = {"num_rollouts": 4, "max_answer_tokens": 6}
+    options: dict[str, Any] = {"num_rollouts": 4, "max_answer_tokens": 6}
     module = ParallelTTSModule(backbone, AdditiveGaussianNoise(0.4), **options).eval()
     little_memory(0)
     with (

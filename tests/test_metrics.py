@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_coverage_of_one_rollout_is_its_correctness_and_larger_k_is_refused():
 
 def test_aggregation_accuracy_is_the_mean_of_expected_accuracies_over_problems():
     ks = [1, 2, 5]
-    answers = [[0.0, 1.0, 1.0, None, 0.0], [2.0] * 5, [0.0] * 5, [None] * 5]
+    answers: list[list[float | None]] = [[0.0, 1.0, 1.0, None, 0.0], [2.0] * 5, [0.0] * 5, [None] * 5]
     rows = [MajorityVoting().expected_accuracy(a, [x == 0.0 for x in a], None, None, ks) for a in answers]
     metric = AggregationAccuracy(ks)
     metric.update(torch.tensor(rows[:1], dtype=torch.float64))
@@ -213,7 +214,7 @@ def test_calibration_error_equals_a_loop_over_bins():
     metric = ScoreCalibration(5)
     metric.update(scores[:1], values[:1], mask[:1])
     metric.update(scores[1:], values[1:], mask[1:])
-    bins = [[] for _ in range(5)]
+    bins: list[list[Any]] = [[] for _ in range(5)]
     for score, value in zip(scores[mask].tolist(), values[mask].tolist(), strict=True):
         p = 1 / (1 + math.exp(-score))
         bins[min(int(p * 5), 4)].append((p, value))

@@ -71,7 +71,7 @@ def test_two_processes_equal_one_however_uneven_their_shares():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    processes = mp.spawn(work, args=(port, splits, queue), nprocs=2, join=False)
+    processes = torch.multiprocessing.spawn(work, args=(port, splits, queue), nprocs=2, join=False)  # type: ignore[attr-defined]
     while not processes.join():  # raises what a process raised
         pass
     alone = results_over(range(NUM_PROBLEMS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_loss_and_gradient_equal_a_loop_over_every_action(backbone, sampler):
     with torch.no_grad():
         old = action_log_probs(backbone, sampler, experience)
         reference_actions = LogProbs(old.latents - 0.1, old.tokens + 0.2)
-    before = {(b, n): [] for b in (0, 2) for n in range(3)}
+    before: dict[tuple[int, int], list[Any]] = {(b, n): [] for b in (0, 2) for n in range(3)}
     for b, n in before:
         latents, answer = rollouts.latents[b, n, : rollouts.num_latents[b, n]].clone(), rollouts.answer_ids[b, n]
         with torch.no_grad():
@@ -166,8 +167,8 @@ def test_padding_and_other_groups_do_not_enter_a_rollout(backbone):
     alone = []
     for b in (0, 2):
         rows = SimpleNamespace(**{k: getattr(rollouts, k)[b : b + 1] for k in ("latents", "num_latents", "answer_ids")})
-        one = experience_of(backbone, backbone.encode_prompts(QUESTIONS[b : b + 1]), rows, REWARDS[b : b + 1])
-        alone.append(action_log_probs(backbone, SAMPLERS["native"], one))
+        one = experience_of(backbone, backbone.encode_prompts(QUESTIONS[b : b + 1]), rows, REWARDS[b : b + 1])  # type: ignore[arg-type]
+        alone.append(action_log_probs(backbone, SAMPLERS["native"], one))  # type: ignore[arg-type]
     torch.testing.assert_close(together.latents, torch.cat([a.latents for a in alone]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.tokens, torch.cat([a.tokens for a in alone]), atol=1e-4, rtol=1e-4)
 
@@ -181,8 +182,8 @@ def test_advantages_by_hand():
 
 def test_answers_end_with_their_end_of_text():
     backbone = SimpleNamespace(eos_token_id=9)
-    assert answer_tokens(torch.tensor([4, 5, 9, 9, 9]), backbone) == [4, 5, 9]
-    assert answer_tokens(torch.tensor([4, 5, 6]), backbone) == [4, 5, 6]
+    assert answer_tokens(torch.tensor([4, 5, 9, 9, 9]), backbone) == [4, 5, 9]  # type: ignore[arg-type]
+    assert answer_tokens(torch.tensor([4, 5, 6]), backbone) == [4, 5, 6]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sampler", [Deterministic(), NativeGaussian(0.0), AdditiveGaussianNoise(0.0)], ids=str)

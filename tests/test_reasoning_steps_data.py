@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, problem_id_from_question
 
 TEMPLATES = [43, 48, 10]
-QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def length(index: int) -> int:
@@ -23,7 +24,7 @@ def length(index: int) -> int:
 
 
 def grouped(**options) -> LengthGroupedBatches:
-    defaults = {"num_items": 100, "length": length, "batch_size": 4, "seed": 0, "pool_batches": 5}
+    defaults: dict[str, Any] = {"num_items": 100, "length": length, "batch_size": 4, "seed": 0, "pool_batches": 5}
     return LengthGroupedBatches(**(defaults | options))
 
 
@@ -116,7 +117,7 @@ def test_questions_of_excluded_files_are_left_out_too(files, tmp_path):
     data = ReasoningStepsDataModule(train=files[0], val=None, exclude=[held_out])
     data.setup("fit")
     assert data.val_dataloader() == []
-    assert len(data.train_examples) == 49
+    assert len(data.train_examples) == 49  # type: ignore[arg-type]
     assert "3 and 1?" not in {example.question for example in data.train_examples.examples}
 
 
@@ -140,7 +141,7 @@ def test_a_step_range_leaves_out_training_problems_with_fewer_or_more_steps(tmp_
     assert [len(example.steps) for example in listed.val_examples.examples] == [5]
     drawn = ReasoningStepsDataModule(train=f"resampled:{train}", val=val, step_range=(2, 3), train_size=60)
     drawn.setup("fit")
-    assert {len(drawn.train_examples[[i]][0].steps) for i in range(60)} == {2, 3}
+    assert {len(drawn.train_examples[[i]][0].steps) for i in range(60)} == {2, 3}  # type: ignore[index]
     for bad in ((0, 2), (3, 2)):
         with pytest.raises(UserError, match="step_range must name the fewest and the most steps"):
             ReasoningStepsDataModule(train=train, val=None, step_range=bad)
@@ -172,7 +173,7 @@ def test_columns_of_hub_sets_are_read(monkeypatch):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     data = ReasoningStepsDataModule(train="gsm8k-aug", val="gsm8k-aug", batch_size=2)
     data.setup("fit")
-    assert (len(data.train_examples), len(data.val_examples)) == (8, 2)
+    assert (len(data.train_examples), len(data.val_examples)) == (8, 2)  # type: ignore[arg-type]
     assert asked == [("whynlp/gsm8k-aug", "validation"), ("whynlp/gsm8k-aug", "train")]
 
 
@@ -187,7 +188,7 @@ def test_sources_without_steps_and_bad_sizes_are_one_sentence(tmp_path):
         ReasoningStepsDataModule(train=bad, val=None).setup("fit")
     for option in ("batch_size", "train_size", "val_size", "pool_batches"):
         with pytest.raises(UserError, match=f"{option} must be at least 1, got 0"):
-            ReasoningStepsDataModule(**{option: 0})
+            ReasoningStepsDataModule(**{option: 0})  # type: ignore[arg-type]
 
 
 # ---- GSM-Symbolic
@@ -213,7 +214,7 @@ def test_epochs_are_fresh_where_asked(fresh):
     assert len(loader) == 10
     epochs = []
     for epoch in range(2):
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         epochs.append([example for batch in loader for example in batch])
     assert epochs[0] != epochs[1]
     same = {e.question for e in epochs[0]} == {e.question for e in epochs[1]}
@@ -221,7 +222,7 @@ def test_epochs_are_fresh_where_asked(fresh):
 
 
 def test_workers_give_the_same_batches():
-    options = {"train_size": 40, "val_size": 1, "templates": TEMPLATES, "batch_size": 4}
+    options: dict[str, Any] = {"train_size": 40, "val_size": 1, "templates": TEMPLATES, "batch_size": 4}
     batches = []
     for num_workers in (0, 2):
         data = ReasoningStepsDataModule(**options, num_workers=num_workers)
@@ -280,7 +281,7 @@ def test_a_run_resumed_at_an_epoch_sees_the_same_batches(tmp_path):
 
 def test_two_processes_share_an_epoch_out(tmp_path):
     """Lightning puts no sampler of its own on top: 24 examples are 3 batches of 4 on each rank, none twice."""
-    options = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "enable_checkpointing": False}
+    options: dict[str, Any] = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "enable_checkpointing": False}
     Trainer(accelerator="cpu", **options, **QUIET).fit(Recorder(tmp_path), datamodule=data_module())
     records = [[json.loads(x) for x in (tmp_path / f"rank{r}.jsonl").read_text().splitlines()] for r in range(2)]
     assert [[epoch for epoch, _ in record] for record in records] == [[0, 0, 0, 1, 1, 1]] * 2

@@ -32,7 +32,7 @@ def console_text(metrics, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
     for table in report.console_tables(metrics):
         console.print(table)
-    return console.file.getvalue()
+    return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_console_tables_have_a_row_for_every_strategy_and_a_column_for_every_k(metrics):
@@ -100,7 +100,7 @@ def test_the_accuracy_figure_has_a_curve_for_coverage_and_every_aggregation(metr
     axes = report.figures(metrics)["accuracy"].axes[0]
     curves = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert {"coverage", "majority voting", "best-of-N (mean)", "greedy"} <= set(curves)
-    assert list(curves["coverage"]) == pytest.approx([100 * v for v in metrics["coverage"].values()])
+    assert list(curves["coverage"]) == pytest.approx([100 * v for v in metrics["coverage"].values()])  # type: ignore[arg-type]
 
 
 def test_one_rollout_makes_a_report_too(tmp_path):

@@ -231,7 +231,7 @@ def test_sources_are_mixed_and_what_is_held_out_stays_out_with_other_numbers_too
     loader = data.train_dataloader()
     epochs = []
     for epoch in range(2):
-        loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         epochs.append([example for batch in loader for example in batch])
     originals = [[e for e in epoch if e in GOOD] for epoch in epochs]
     assert [len(epoch) for epoch in originals] == [10, 10]

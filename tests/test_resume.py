@@ -113,6 +113,7 @@ def test_killed_by_the_system_at_random_moments_the_files_are_the_same(options, 
             if predictions.exists() and predictions.read_bytes().count(b"\n") >= kill_at:
                 break
             time.sleep(0.002)
+        assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,25 +25,29 @@ QUESTIONS = [
 
 
 def tiny_backbone(
-    architecture: str = "gpt2", kind: type[LatentBackbone] = Coconut, num_heads: int = 4, **options: object
+    architecture: str = "gpt2", kind: type[LatentBackbone] = Coconut, num_heads: int = 4, **options: Any
 ) -> LatentBackbone:
     """Two blocks of width 32 with random weights; about the same for every caller."""
     tokenizer = train_tokenizer(QUESTIONS, 300)
     config = ScratchConfig(
-        architecture=architecture, hidden_size=32, num_layers=2, num_heads=num_heads, max_positions=128
-    )  # type: ignore[arg-type]
+        architecture=architecture,  # type: ignore[arg-type]
+        hidden_size=32,
+        num_layers=2,
+        num_heads=num_heads,
+        max_positions=128,
+    )
     model = fresh_model(config, len(tokenizer))
     torch.manual_seed(0)  # weights of the usual size give hidden states that hardly depend on the input
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
-    return kind.from_causal_lm(model, tokenizer, **options).eval()  # type: ignore[arg-type]
+    return kind.from_causal_lm(model, tokenizer, **options).eval()
 
 
 def tiny_reward_model(
     architecture: str = "gpt2", head: str = "linear", kind: type[LatentBackbone] = Coconut
 ) -> LatentRewardModel:
-    model = LatentRewardModel.from_backbone(tiny_backbone(architecture, kind), head).eval()  # type: ignore[arg-type]
+    model = LatentRewardModel.from_backbone(tiny_backbone(architecture, kind), head).eval()
     for parameter in model.classifier.parameters():  # as if trained: scores that differ
         torch.nn.init.normal_(parameter, std=0.5)
     return model
@@ -87,7 +92,7 @@ def test_scores_do_not_depend_on_batch_or_padding(architecture: str, head: str) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_by_the_kernels_a_score_is_its_own_to_the_bit(architecture: str, dtype: torch.dtype) -> None:
-    if dtype == torch.bfloat16 and not kernels().has_tiles:  # type: ignore[union-attr]
+    if dtype == torch.bfloat16 and not kernels().has_tiles:
         pytest.skip("no products in bfloat16 on this processor")
     backbone = tiny_backbone(architecture, num_heads=2).to(dtype)
     model, (latents, num_latents) = LatentRewardModel.from_backbone(backbone).eval().freeze(), tiny_latents(rollouts=9)
@@ -191,8 +196,8 @@ def test_a_loaded_model_knows_that_only_its_head_is_trained(tmp_path: Path) -> N
 def test_a_new_model_starts_from_the_backbone_and_a_seed() -> None:
     backbone = tiny_backbone()
     one, same, other = (LatentRewardModel.from_backbone(backbone, seed=seed) for seed in (1, 1, 2))
-    assert torch.equal(one.classifier.weight, same.classifier.weight)
-    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    assert torch.equal(one.classifier.weight, same.classifier.weight)  # type: ignore[arg-type]
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)  # type: ignore[arg-type]
     for key, value in backbone.model.base_model.state_dict().items():
         assert torch.equal(one.transformer.state_dict()[key], value)
         assert one.transformer.state_dict()[key].data_ptr() != value.data_ptr()
@@ -237,7 +242,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
             model.score(QUESTIONS, latents)
         weight.data = kept
     with pytest.raises(UserError, match="head must be one of linear, mlp, attention"):
-        LatentRewardModel.from_backbone(tiny_backbone(), head="forest")  # type: ignore[arg-type]
+        LatentRewardModel.from_backbone(tiny_backbone(), head="forest")
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()

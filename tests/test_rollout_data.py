@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ class Recorder(LightningModule):
 
 
 def predict(tmp_path: Path, data: RolloutDataModule, **options) -> list[str]:
-    quiet = {
+    quiet: dict[str, Any] = {
         "logger": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,

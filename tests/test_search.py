@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from latent_tts.aggregation import MajorityVoting, reduce_step_scores
-from latent_tts.engine.engine import Answers, RolloutEngine, ThoughtState
+from latent_tts.engine.engine import Answers, RolloutEngine
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, PromptSharing
@@ -171,7 +172,7 @@ def test_the_scores_of_the_search_are_those_of_whole_rollouts(search, backbone, 
 def test_a_score_that_is_no_number_is_refused(backbone, questions):
     for search in SEARCHERS:
         with pytest.raises(UserError, match="not finite"):
-            search.search(RolloutEngine(backbone, AGN, 2), FakeScorer(32, constant=float("nan")), questions[:1])
+            search.search(RolloutEngine(backbone, AGN, 2), FakeScorer(32, constant=float("nan")), questions[:1])  # type: ignore[attr-defined]
 
 
 def test_names_carry_the_budget_and_what_differs_from_the_defaults():
@@ -330,13 +331,13 @@ def test_without_resampling_it_is_voting_weighted_by_the_last_potential(backbone
     result = ParticleFiltering(6, temperature=0.5, threshold=0.0).search(engine, scorer, questions, seed=8)
     rollouts = engine.rollout(questions, 6, seed=8)
     for b in range(8):
-        weights = {}
+        weights: dict[float, float] = {}
         potentials = torch.tanh(rollouts.latents[b] @ scorer.direction).sum(dim=1)  # r_T of the fake scorer
         shares = (potentials / 0.5).softmax(dim=0)
         for answer, share in zip(rollouts.answers[b], shares.tolist(), strict=True):
             if answer is not None:
                 weights[answer] = weights.get(answer, 0.0) + share
-        assert result.answers[b] == max(weights, key=weights.get)
+        assert result.answers[b] == max(weights, key=weights.__getitem__)
         assert result.scores[b] == pytest.approx(max(weights.values()), abs=1e-5)
 
 
@@ -387,7 +388,7 @@ def test_resampling_happens_below_the_threshold_only(threshold, resampled, quest
     monkeypatch.setattr(
         "latent_tts.search.base.ScoredThoughts.rekey", lambda self, salt, where: selected.append(int(where.sum()))
     )
-    ParticleFiltering(3, threshold=threshold).search(engine, scorer, ["q"], problem_ids=[ids[chosen]])
+    ParticleFiltering(3, threshold=threshold).search(engine, scorer, ["q"], problem_ids=[ids[chosen]])  # type: ignore[arg-type]
     assert selected == ([1] if resampled else [])
 
 
@@ -456,12 +457,12 @@ def test_weights_give_the_posterior_of_a_toy_model(threshold, monkeypatch):
     table = {(0,): 1.0, (1,): 3.0, (2,): 0.5, (0, 0): 0.2, (0, 1): 1.0, (1, 2): 6.0, (2, 1): 2.0, (2, 2): 4.0}
     value = {pair: table.get(pair, table[pair[:1]]) for pair in itertools.product(range(3), repeat=2)}
     joint = {pair: chances[pair[0]] * chances[pair[1]] * v for pair, v in value.items()}
-    shares: dict[tuple[int, int], float] = dict.fromkeys(joint, 0.0)
+    shares: dict[tuple[int, int], float] = dict.fromkeys(joint, 0.0)  # type: ignore[arg-type]
     ids = [f"p{i}" for i in range(600)]
     search = ParticleFiltering(64, threshold=threshold)
     captured: list[tuple] = []
     monkeypatch.setattr(ParticleFiltering, "_choose", lambda self, rows, log_w: captured.append((rows, log_w)))
-    search.search(ToyEngine(chances), TableScorer(table), ids, problem_ids=ids)
+    search.search(ToyEngine(chances), TableScorer(table), ids, problem_ids=ids)  # type: ignore[arg-type]
     [(rows, log_weights)] = captured
     weights = log_weights.softmax(dim=1).flatten() / len(ids)
     for pair, weight in zip(rows.state.latents[..., 0].long().tolist(), weights.tolist(), strict=True):

@@ -72,7 +72,7 @@ def check_golds(folder: Path) -> dict[str, int]:
     """Golds agree with the digits behind `####` (GSM8K) and with float() (the other two); the number of each set's problems."""
     lines = (folder / "gsm8k/test.jsonl").read_text().splitlines()
     expected = {
-        "gsm8k/test.jsonl": [float(re.search(r"#### (.*)", json.loads(x)["answer"])[1].replace(",", "")) for x in lines]
+        "gsm8k/test.jsonl": [float(re.search(r"#### (.*)", json.loads(x)["answer"])[1].replace(",", "")) for x in lines]  # type: ignore[index]
     }
     for name in ("gsm_hard/test.json", "multiarith/test.json"):
         expected[name] = [float(row["answer"]) for row in json.loads((folder / name).read_text())]
@@ -332,7 +332,7 @@ def test_neighbouring_seeds_share_no_examples():
 def test_splits_never_share_a_question():
     """A template with few questions, drawn until splits would overlap if they could."""
     ids = {
-        split: {problem_id_from_question(GSMSymbolic(seed, [52], split).example(i).question) for i in range(60)}
+        split: {problem_id_from_question(GSMSymbolic(seed, [52], split).example(i).question) for i in range(60)}  # type: ignore[arg-type]
         for seed, split in enumerate(("train", "validation", "test"))
     }
     assert not ids["train"] & ids["test"]

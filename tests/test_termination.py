@@ -60,7 +60,8 @@ class Writer(Callback):
     """Remembers what a writer is told, and may get a signal while it writes."""
 
     def __init__(self, signum: int | None = None) -> None:
-        self.signum, self.begun, self.written, self.told = signum, 0, 0, []
+        self.signum, self.begun, self.written = signum, 0, 0
+        self.told: list[Any] = []
 
     def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.begun += 1
@@ -73,7 +74,7 @@ class Writer(Callback):
 
 
 def batches() -> DataLoader:
-    return DataLoader(torch.arange(20.0), batch_size=1)
+    return DataLoader(torch.arange(20.0), batch_size=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

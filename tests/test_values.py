@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -257,13 +258,14 @@ def test_monte_carlo_estimates_are_unbiased(make_backbone, questions):
 
 def test_impossible_annotations_are_refused(make_backbone, questions):
     engine = RolloutEngine(make_backbone("coconut"), SAMPLERS["agn"], max_answer_tokens=2)
-    for options, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"num_rollouts": 0}, "num_rollouts must be at least 1, got 0"),
         ({"num_continuations": -1}, "num_continuations is -1"),
         ({"max_rows": 0}, "max_rows is 0"),
         ({"last": "first"}, "last must be one of own, estimate, got 'first'"),
         ({"golds": [1.0]}, "1 gold answers were given for 8 questions"),
-    ]:
-        arguments = {"golds": GOLDS, "num_rollouts": 2, "num_continuations": 2} | options
+    ]
+    for options, message in cases:
+        arguments: dict[str, Any] = {"golds": GOLDS, "num_rollouts": 2, "num_continuations": 2} | options
         with pytest.raises(UserError, match=message):
             annotate(engine, questions, **arguments)
