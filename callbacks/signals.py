@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from latent_tts.errors import StoppedBySignal
+from latent_tts.errors import StoppedBySignal, UserError
 
 REQUEUE_VARIABLE = "LATENT_TTS_REQUEUE_ON"
 """Names of the signals that ask SLURM for a requeue; they stop a run like the others."""
@@ -28,9 +28,18 @@ def requeue_signals() -> set[signal.Signals]:
     """Those after which SLURM is asked to run the job again: by default the two that a batch file's --signal names.
 
     SIGTERM is not one of them: `scancel` sends it, and a pre-emption that requeues does so itself.
+
+    Raises:
+        UserError: The variable names something else than a signal.
     """
     names = os.environ.get(REQUEUE_VARIABLE, "USR1,USR2").replace(",", " ").split()
-    return {signal.Signals[name if name.startswith("SIG") else f"SIG{name}"] for name in names}
+    known = signal.Signals.__members__
+    full = {name: name if name.startswith("SIG") else f"SIG{name}" for name in names}
+    if wrong := [name for name in names if full[name] not in known]:
+        raise UserError(
+            f"{REQUEUE_VARIABLE} names {wrong[0]}, which is no signal: give names such as USR1 or USR1,TERM."
+        )
+    return {known[name] for name in full.values()}
 
 
 class StopSignals:
@@ -54,15 +63,14 @@ class StopSignals:
         if not self._done.is_set() or threading.current_thread() is not threading.main_thread():
             yield
             return
+        signals = {*_ALWAYS, *requeue_signals()}
         self.signum, self.patience, self._held, self._raised = None, 5.0, False, False
         self._done = done = threading.Event()
-        handlers = {signum: signal.signal(signum, self._handle) for signum in {*_ALWAYS, *requeue_signals()}}
+        handlers = {signum: signal.signal(signum, self._handle) for signum in signals}
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        threading.Thread(
-            target=self._watch, args=(reader, set(handlers), done), daemon=True, name="stop-signals"
-        ).start()
+        threading.Thread(target=self._watch, args=(reader, signals, done), daemon=True, name="stop-signals").start()
         try:
             yield
         finally:
@@ -115,7 +123,7 @@ class StopSignals:
         if not self._held:
             self.check()
 
-    def _watch(self, reader: int, signals: set[int], done: threading.Event) -> None:
+    def _watch(self, reader: int, signals: set[signal.Signals], done: threading.Event) -> None:
         """Waits for the first of the signals; then until the process has had its time to stop."""
         while (data := os.read(reader, 1)) and data[0] not in signals:
             pass
