@@ -29,6 +29,7 @@ from datamodules.rollout_data import RolloutDataModule
 from latent_tts.annotation.prefix_values import AnnotatedRollouts, annotate
 from latent_tts.backbones import load_backbone
 from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.prompts import make_prompts
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
@@ -47,7 +48,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, float], Tensor, Tensor]
     parts = [run(engine, problems[i : i + 8], args) for i in range(0, len(problems), 8)]
     seconds = time.perf_counter() - started
     rollouts, continuations = max(args.num_rollouts), max(args.num_continuations)
-    prompts = engine.prompt_steps(backbone.encode_prompts([problem.question for problem in problems]), rollouts)
+    prompts = engine.prompt_steps(
+        make_prompts(backbone, [problem.question for problem in problems], None, args.max_answer_tokens), rollouts
+    )
     own = torch.cat([part.rollouts.token_steps for part in parts]) - prompts
     continued = torch.cat([part.token_steps - part.rollouts.token_steps for part in parts])
     mixed = continued > 0

@@ -24,7 +24,8 @@ from benchmarks.common import byte_tokenizer, machine, show
 from datamodules.sources.gsm_symbolic import GSMSymbolic
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.colar import Colar
-from latent_tts.engine.engine import RolloutEngine, Rollouts
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.sampling import AdditiveGaussianNoise
 
 

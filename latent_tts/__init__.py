@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latent_tts.backbones.loading import load_backbone
-    from latent_tts.engine.engine import RolloutEngine, Rollouts
+    from latent_tts.engine.engine import RolloutEngine
+    from latent_tts.engine.rollouts import Rollouts
     from latent_tts.reward import load_reward_model
 
 # the one place that names the version: setup.cfg reads it here, and it needs no installation
@@ -23,7 +24,7 @@ _HOMES = {
     "load_backbone": "latent_tts.backbones.loading",
     "load_reward_model": "latent_tts.reward",
     "RolloutEngine": "latent_tts.engine.engine",
-    "Rollouts": "latent_tts.engine.engine",
+    "Rollouts": "latent_tts.engine.rollouts",
 }
 
 

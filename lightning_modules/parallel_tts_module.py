@@ -16,8 +16,9 @@ from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.backbones.kinds import KindName
-from latent_tts.engine.engine import RolloutEngine, Rollouts, join_rollouts
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
+from latent_tts.engine.rollouts import Rollouts, join_rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.evaluation.report import label
@@ -223,10 +224,8 @@ class ParallelTTSModule(LightningModule):
     # Parts of a step --------------------------------------------------------------------------------------------------
 
     def _rollouts(self, start: ThoughtState, ids: list[str]) -> Rollouts:
-        parts = self._over_rollouts(
-            lambda first, end: self.engine.rollout_from(start, end - first, ids, first), len(ids)
-        )
-        return join_rollouts(self.engine, start.prompts, parts)
+        parts = self._over_rollouts(lambda first, end: self.engine.rollout_from(start, end - first, first), len(ids))
+        return join_rollouts(parts)
 
     def _clock(self, started: float, num_rollouts: int) -> None:
         if self.device.type == "cuda":
@@ -237,7 +236,7 @@ class ParallelTTSModule(LightningModule):
     def _greedy(self, start: ThoughtState, questions: Sequence[str], ids: list[str]) -> Rollouts:
         """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
         if self.engine.sampler.prompt_sharing is PromptSharing.ALL:
-            return self.greedy_engine.rollout_from(start, 1, ids)
+            return self.greedy_engine.rollout_from(start, 1)
         return self.greedy_engine.rollout(questions, 1, self.seed, ids)
 
     def _record(self, problem: Problem, i: int, rollouts: Rollouts, greedy: Rollouts) -> Record:

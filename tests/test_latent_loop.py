@@ -95,10 +95,10 @@ def test_a_device_without_values_can_think(kind, dtype, sampler, tiny_backbone, 
         state = engine.expand(engine.start(questions), num_children=4)  # prompts are sent here
         with torch.inference_mode(), Uploads() as uploads:
             state = engine.expand(engine.expand(state))
-            batch, hidden = engine._end_thought(state)
-            tokens = backbone.most_likely(hidden)
+            ended = engine._end_thought(state)
+            tokens = backbone.most_likely(ended.hidden)
         assert not uploads.calls
-        assert state.latents.is_meta and tokens.shape == batch.rows.shape == (4 * len(questions),)
+        assert state.latents.is_meta and tokens.shape == (4 * len(questions),)
 
 
 def test_an_upload_and_a_mix_of_devices_are_seen():

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from latent_tts.engine.engine import RolloutEngine, join_rollouts
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import (
     DoesNotFitError,
     FittingParts,
     is_out_of_memory,
 )
+from latent_tts.engine.rollouts import join_rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
@@ -119,10 +120,10 @@ def test_rollouts_drawn_a_few_at_a_time_are_those_drawn_at_once(sampler, backbon
     engine = RolloutEngine(backbone, sampler, max_answer_tokens=6)
     whole = engine.rollout(questions[:3], 7, seed=2)
     parts = [engine.rollout(questions[:3], n, seed=2, first_rollout=first) for first, n in ((0, 3), (3, 1), (4, 3))]
-    joined = join_rollouts(engine, engine.start(questions[:3]).prompts, parts)
+    joined = join_rollouts(parts)
     torch.testing.assert_close(joined.latents, whole.latents, rtol=1e-4, atol=1e-5)
     assert (joined.texts, joined.answers, joined.problem_ids) == (whole.texts, whole.answers, whole.problem_ids)
-    for name in ("num_latents", "answer_ids", "token_steps"):
+    for name in ("num_latents", "answer_ids", "token_steps", "shared_steps"):
         assert torch.equal(getattr(joined, name), getattr(whole, name))
 
 

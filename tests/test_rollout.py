@@ -320,9 +320,9 @@ def test_prompts_that_were_encoded_once_can_be_rolled_out_again_and_again(kind, 
     ids = [f"p{i}" for i in range(len(questions))]
     start = noisy.start(questions, 3, ids)
     found = [
-        noisy.rollout_from(start, 4, ids),
-        greedy.rollout_from(start, 1, ids),
-        noisy.rollout_from(start, 2, ids, 4),
+        noisy.rollout_from(start, 4),
+        greedy.rollout_from(start, 1),
+        noisy.rollout_from(start, 2, 4),
     ]
     apart = [
         noisy.rollout(questions, 4, 3, ids),

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from latent_tts.aggregation import MajorityVoting, reduce_step_scores
-from latent_tts.engine.engine import Answers, RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.prompts import Prompt
+from latent_tts.engine.rollouts import Answers
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel
@@ -33,7 +35,7 @@ def answer_of(text: str) -> float | None:
 
 @pytest.fixture(autouse=True)
 def readable_answers(monkeypatch):
-    monkeypatch.setattr("latent_tts.engine.engine.parse_answer", answer_of)
+    monkeypatch.setattr("latent_tts.engine.rollouts.parse_answer", answer_of)
     monkeypatch.setattr("latent_tts.search.base.parse_answer", answer_of)
 
 
@@ -405,11 +407,7 @@ class ToyEngine:
 
     def start(self, questions, seed=0, problem_ids=None):
         keys = problem_keys(seed, problem_ids)
-        none = torch.zeros(len(keys), dtype=torch.bool)
-        empty = torch.empty(len(keys), 0, 1, dtype=torch.float64)
-        return ThoughtState(
-            keys, [[0]] * len(keys), torch.ones_like(keys), empty, torch.zeros_like(keys), none, None, None, None
-        )
+        return ThoughtState.of([Prompt(text, text, [0]) for text in problem_ids], keys, 1, torch.float64)
 
     def expand(self, state, num_children=None):
         state = state if num_children is None else state.fork(num_children)

@@ -34,7 +34,7 @@ def answer_of(text: str) -> float | None:
 
 @pytest.fixture(autouse=True)
 def readable_answers(monkeypatch):
-    monkeypatch.setattr("latent_tts.engine.engine.parse_answer", answer_of)
+    monkeypatch.setattr("latent_tts.engine.rollouts.parse_answer", answer_of)
 
 
 @pytest.fixture

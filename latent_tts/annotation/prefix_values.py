@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from latent_tts.answers import AnswerRule, answers_equal
-from latent_tts.engine.engine import Finished, RolloutEngine, Rollouts
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.rollouts import Finished, Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
-from latent_tts.problems import problem_id_from_question
 from latent_tts.sampling import PromptSharing
 
 LastValue = Literal["own", "estimate"]
@@ -96,9 +96,7 @@ def annotate(
         UserError: A number out of its range, or a problem without its gold answer.
     """
     _check(num_rollouts, num_continuations, max_rows, last, questions, golds)
-    ids = [problem_id_from_question(q) for q in questions] if problem_ids is None else list(problem_ids)
-    state = engine.expand(engine.start(questions, seed, ids), num_rollouts)
-    state, rollouts = _roll_out(engine, state, ids)
+    state, rollouts = _roll_out(engine, engine.expand(engine.start(questions, seed, problem_ids), num_rollouts))
     num_latents = rollouts.num_latents
     answers = [answer for row in rollouts.answers for answer in row]
     correct = _correct(answers, _repeat(golds, num_rollouts), rule).view(-1, num_rollouts)
@@ -116,14 +114,14 @@ def annotate(
     return AnnotatedRollouts(rollouts, correct, values, token_steps)
 
 
-def _roll_out(engine: RolloutEngine, state: ThoughtState, ids: list[str]) -> tuple[ThoughtState, Rollouts]:
+def _roll_out(engine: RolloutEngine, state: ThoughtState) -> tuple[ThoughtState, Rollouts]:
     """The rollouts, and their state after the last thought, to rewind. Rows that stopped early wait for the others."""
     backbone = engine.backbone
     while state.step < backbone.num_latents and not (backbone.dynamic and bool(state.finished.all())):
         state = engine.expand(state)
     latents = pad(state.latents, (0, 0, 0, backbone.num_latents - state.step))
     finished = Finished(latents, state.num_latents, engine.answer(state))
-    return state, engine.as_rollouts(finished, state.prompts, ids)
+    return state, engine.as_rollouts(finished, state.prompts)
 
 
 def _mixed(correct: Tensor) -> Tensor:

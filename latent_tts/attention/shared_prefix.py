@@ -4,7 +4,7 @@ The rows of a batch form a rectangle of P groups (problems) by G members (rollou
 parts exactly: its scores against the group's prefix and against its own suffix go through one softmax.
 
     prefix  keys (P, H, hd, L'), values (P, H, L, hd)   right-padded, hidden where a shorter prompt has no token
-    suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, grown by doubling up to ``max_slots``
+    suffix  (P, H, G, S, hd)   static buffers, written in place at slot ``length``, which forks may share (``suffix.py``)
 
 On the CPU attention goes by the kernels (``latent_tts/acceleration/kernels``) where they can compute it, elsewhere by
 batched products.
@@ -26,9 +26,9 @@ from transformers.masking_utils import sdpa_mask
 
 from latent_tts.acceleration.kernels import attention
 from latent_tts.acceleration.layers import attention_by_products, products_train_faster
+from latent_tts.attention.suffix import Suffix
 
 ATTENTION = "shared_prefix"
-_FIRST_SLOTS = 16
 
 
 def enable_shared_prefix(model: PreTrainedModel) -> None:
@@ -85,18 +85,18 @@ class SharedPrefixCache(Cache):
         self,
         prefix: list[tuple[Tensor, Tensor]],
         prefix_mask: Tensor | None,
+        suffix: Suffix,
         group_size: int = 1,
-        max_slots: int | None = None,
+        length: int = 0,
+        valid: Tensor | None = None,
     ) -> None:
         super().__init__(layers=[])
         self.prefix = prefix  # per layer keys (P, H, hd, L'), L' at least L, and values (P, H, L, hd)
         self.prefix_mask = prefix_mask  # (P, L) bool, None where every position is real
-        self.suffix: list[tuple[Tensor, Tensor]] = []  # per layer, each (P, H, G, S, hd)
+        self.suffix = suffix  # per layer, each (P, H, G, S, hd); may be other caches' too
         self.group_size = group_size
-        self.max_slots = max_slots
-        self.length = 0
-        self.valid: Tensor | None = None  # (P, G, S) bool; None: every slot in use is a real position
-        self.shared = False  # buffers belong to another cache too: copy before the first write
+        self.length = length
+        self.valid = valid  # (P, G, S) bool; None: every slot in use is a real position
         self.by_kernel = False  # of the running pass
         self.prefix_lengths: Tensor | None = None  # of a running pass by the kernel, (P,) int64
         self.bias: Tensor | None = None  # of another running pass, see _visibility
@@ -116,7 +116,7 @@ class SharedPrefixCache(Cache):
             keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)  # filled by the pass
             columns = attention.in_columns(keys) if attention.suits(keys, values) else keys.transpose(-1, -2)
             prefix.append((columns, values.contiguous()))
-        return cls(prefix, mask, max_slots=max_slots)
+        return cls(prefix, mask, Suffix.empty(prefix, max_slots=max_slots))
 
     @property
     def num_groups(self) -> int:
@@ -135,11 +135,9 @@ class SharedPrefixCache(Cache):
 
     def repeat(self, times: int) -> SharedPrefixCache:
         """Every row becomes ``times`` neighbouring rows; the prefix is shared, the suffix copied."""
-        new = self._with_prefix(None, self.group_size * times)
-        new.length = self.length
-        new.valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=1)
-        new._copy_suffix(self.suffix, lambda buffer: buffer.repeat_interleave(times, dim=2), self.length)
-        return new
+        suffix = self.suffix.rearranged(lambda buffer: buffer.repeat_interleave(times, dim=2), self.length)
+        valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=1)
+        return SharedPrefixCache(self.prefix, self.prefix_mask, suffix, self.group_size * times, self.length, valid)
 
     def select(self, index: Tensor) -> SharedPrefixCache:
         """New rectangle from row numbers (P', G'); the rows of a new group must share one prefix.
@@ -147,92 +145,54 @@ class SharedPrefixCache(Cache):
         The prefix is gathered only where groups are dropped or reordered.
         """
         index = index.to(self._values.device)
-        groups = index[:, 0] // self.group_size  # (P',)
-        same = len(groups) == self.num_groups and bool(
-            (groups == torch.arange(len(groups), device=groups.device)).all()
-        )
-        new = self._with_prefix(None if same else groups, index.shape[1])
-        member = index % self.group_size
-        new.length = self.length
-        new.valid = None if self.valid is None else self.valid[groups.unsqueeze(1), member]
+        groups, member = index[:, 0] // self.group_size, index % self.group_size  # (P',), (P', G')
         # Advanced indices on dims 0 and 2 move to the front: (P', G', H, S, hd).
-        new._copy_suffix(
-            self.suffix, lambda buffer: buffer[groups.unsqueeze(1), :, member].transpose(1, 2), self.length
+        suffix = self.suffix.rearranged(
+            lambda buffer: buffer[groups.unsqueeze(1), :, member].transpose(1, 2), self.length
         )
-        return new
+        valid = None if self.valid is None else self.valid[groups.unsqueeze(1), member]
+        prefix, mask = self.prefix, self.prefix_mask
+        if len(groups) != self.num_groups or not torch.equal(groups, torch.arange(len(groups), device=groups.device)):
+            prefix = [(keys[groups], values[groups]) for keys, values in prefix]
+            mask = None if mask is None else mask[groups]
+        return SharedPrefixCache(prefix, mask, suffix, index.shape[1], self.length, valid)
 
     def rewind(self, length: int) -> SharedPrefixCache:
-        """The same rows with only their first ``length`` suffix slots; buffers are shared until one is written to."""
-        new = self._with_prefix(None, self.group_size)
-        new.length = length
-        new.suffix = list(self.suffix)
-        new.valid = None if self.valid is None else self.valid[..., :length]
-        new.shared = True
-        return new
-
-    def view(self) -> SharedPrefixCache:
-        """The same rows and buffers as a cache of its own: writing past ``length`` leaves this one as it is."""
-        new = self._with_prefix(None, self.group_size)
-        new.length, new.suffix, new.valid, new.shared = self.length, list(self.suffix), self.valid, self.shared
-        return new
-
-    def _with_prefix(self, groups: Tensor | None, group_size: int) -> SharedPrefixCache:
-        if groups is None:
-            return SharedPrefixCache(self.prefix, self.prefix_mask, group_size, self.max_slots)
-        mask = None if self.prefix_mask is None else self.prefix_mask[groups]
-        return SharedPrefixCache([(k[groups], v[groups]) for k, v in self.prefix], mask, group_size, self.max_slots)
-
-    def _copy_suffix(self, source: list[tuple[Tensor, Tensor]], rows: Callable[[Tensor], Tensor], needed: int) -> None:
-        """Fills buffers of its own with the used slots of others; ``rows`` rearranges their rows (P, H, G, S, hd)."""
-        for layer, pair in enumerate(source):
-            used = (rows(buffer[..., : self.length, :]) for buffer in pair)
-            keys, values = (self._buffer(buffer, needed) for buffer in used)
-            self.suffix[layer : layer + 1] = [(keys, values)]
-
-    def _make_room(self, needed: int) -> None:
-        """Sees to buffers of its own with at least the needed slots."""
-        if not self.suffix:
-            groups, heads, _, width = self._values.shape
-            empty = self._values.new_empty(groups, heads, self.group_size, 0, width)
-            self.suffix = [(self._buffer(empty, needed), self._buffer(empty, needed)) for _ in self.prefix]
-        elif self.shared or self.suffix[0][0].shape[3] < needed:
-            self._copy_suffix(self.suffix, lambda buffer: buffer, needed)
-        self.shared = False
-
-    def _buffer(self, used: Tensor, needed: int) -> Tensor:
-        """A buffer that begins with the used slots (P, H, G, S, hd), with room to grow into."""
-        slots = max(_FIRST_SLOTS, 1 << (needed - 1).bit_length())  # by doubling
-        slots = slots if self.max_slots is None else max(needed, min(slots, self.max_slots))
-        buffer = used.new_zeros(*used.shape[:3], slots, used.shape[4])  # unused slots are hidden, but must be finite
-        buffer[..., : used.shape[3], :] = used
-        return buffer
+        """The same rows with only their first ``length`` suffix slots."""
+        valid = None if self.valid is None else self.valid[..., :length]
+        return SharedPrefixCache(self.prefix, self.prefix_mask, self.suffix, self.group_size, length, valid)
 
     # One forward pass -----------------------------------------------------------------------------------------------
 
-    def begin_pass(self, num_positions: int, real: Tensor | None = None) -> None:
-        """Makes room for a pass over ``num_positions`` positions per row and moves ``length`` past them.
+    def extended(self, num_positions: int, real: Tensor | None = None) -> SharedPrefixCache:
+        """The same rows with room for a pass over ``num_positions`` more positions each; this cache stays as it is.
 
         Args:
             num_positions: Q, positions fed per row.
             real: (R, Q) bool, false where a row only waits: that slot is never attended to. ``None``: all real.
         """
-        self._make_room(self.length + num_positions)
-        start, self.length = self.length, self.length + num_positions
-        if real is not None or self.valid is not None:
-            shape = (self.num_groups, self.group_size)
-            before = torch.ones(*shape, start, dtype=torch.bool, device=self._values.device)
-            before = before if self.valid is None else self.valid
-            now = (
-                torch.ones_like(before[..., :1]).expand(*shape, num_positions)
-                if real is None
-                else real.view(*shape, -1)
-            )
-            self.valid = torch.cat([before, now], dim=-1)
-        self.by_kernel = attention.are_columns(self.prefix[0][0]) and attention.suits(*self.prefix[0])
-        if self.by_kernel:
-            self.prefix_lengths = self._prefix_lengths()
+        suffix = self.suffix.reserve(self.length, num_positions)
+        end, valid = self.length + num_positions, self._valid_with(num_positions, real)
+        new = SharedPrefixCache(self.prefix, self.prefix_mask, suffix, self.group_size, end, valid)
+        new.by_kernel = attention.are_columns(self.prefix[0][0]) and attention.suits(*self.prefix[0])
+        if new.by_kernel:
+            new.prefix_lengths = new._prefix_lengths()
         else:
-            self.bias = self._visibility(num_positions)
+            new.bias = new._visibility(num_positions)
+        return new
+
+    def _valid_with(self, num_positions: int, real: Tensor | None) -> Tensor | None:
+        """Which slots are real positions after a pass, (P, G, S + Q) bool; ``None``: all."""
+        if real is None and self.valid is None:
+            return None
+        shape, device = (self.num_groups, self.group_size), self._values.device
+        before = torch.ones(*shape, self.length, dtype=torch.bool, device=device) if self.valid is None else self.valid
+        now = (
+            torch.ones(*shape, num_positions, dtype=torch.bool, device=device)
+            if real is None
+            else real.view(*shape, -1)
+        )
+        return torch.cat([before, now], dim=-1)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Writes the keys and values (R, H, Q, hd) of the running pass into their slots."""
@@ -282,7 +242,7 @@ class SharedPrefixCache(Cache):
     @property
     def _slots(self) -> int:
         """Suffix slots that a pass attends to: all of the buffers', with unused ones hidden, or those in use."""
-        return self.suffix[0][0].shape[3] if self.whole_buffers else self.length
+        return self.suffix.num_slots if self.whole_buffers else self.length
 
     def _visibility(self, num_positions: int) -> Tensor | None:
         """What is added to the scores of the running pass, 0 where a query position may look and -inf where not.

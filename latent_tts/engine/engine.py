@@ -1,11 +1,11 @@
-"""Parallel latent rollouts: one prompt pass per problem, N trajectories of latent thoughts, N greedy answers.
+"""Parallel latent rollouts: one prompt pass per problem, N trajectories of latent thoughts, N answers.
 
 The way of a problem through this file:
 
     1. encode   each prompt once: its keys and values, and the hidden state of its last token
     2. fork     to N rows that share the encoded prompt and own a random stream each
     3. think    feed a row its latest latent thought, read the next one off the hidden state, perturb it
-    4. answer   feed the last thought and the end-of-thought token, then decode greedily; finished rows leave the batch
+    4. answer   feed the last thought and the end-of-thought token, then decode; finished rows leave the batch
 
 A pass that is itself random (MC-dropout) is run after a fork, by every child; one that is not is run before it, once.
 What a row computes is a function of (seed, problem id, rollout): neither the other rows, nor padding, nor the order enters,
@@ -16,72 +16,25 @@ projection is made in latent steps, except where the model reads its own stop si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from latent_tts.answers import parse_answer
 from latent_tts.attention.padding import pad_right
 from latent_tts.attention.shared_prefix import SharedPrefixCache
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.engine.state import Batch, Results, ThoughtState
+from latent_tts.engine.compaction import Batch, Results
+from latent_tts.engine.prompts import Prompt, make_prompts
+from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers
+from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
-from latent_tts.problems import problem_id_from_question
 from latent_tts.sampling import Deterministic, PromptSharing, Sampler
 from latent_tts.seeding import problem_keys
 
 MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is no faster with more, and a killed run loses less
 _COMPACT_BELOW = 0.75  # rows that still decode are gathered into a smaller batch when their share falls below this
-
-
-@dataclass
-class Rollouts:
-    """N rollouts of each of B problems.
-
-    Attributes:
-        problem_ids: B ids, which the random streams were derived from.
-        latents: (B, N, T, D), the embeddings fed at the latent positions, 0 where a rollout thought less.
-        num_latents: (B, N) int64.
-        answer_ids: (B, N, A) int64, from the token after end-of-thought, with the end-of-text token, padded.
-        texts: B lists of N decoded answers.
-        answers: B lists of N parsed answers, ``None`` where there is none.
-        token_steps: (B,) int64, positions that went through the model for a problem: its compute.
-    """
-
-    problem_ids: list[str]
-    latents: Tensor
-    num_latents: Tensor
-    answer_ids: Tensor
-    texts: list[list[str]]
-    answers: list[list[float | None]]
-    token_steps: Tensor
-
-
-@dataclass
-class Answers:
-    """Decoded answers of R rows: ids (R, A) int64, texts, parsed answers, and positions spent on each, (R,) int64."""
-
-    ids: Tensor
-    texts: list[str]
-    answers: list[float | None]
-    num_tokens: Tensor
-
-
-@dataclass
-class Finished:
-    """R rows at the end of their thinking: what they thought, and what they answered.
-
-    Attributes:
-        latents: (R, T, D), 0 where a row thought less.
-        num_latents: (R,) int64.
-        answers: What they answered.
-    """
-
-    latents: Tensor
-    num_latents: Tensor
-    answers: Answers
 
 
 class RolloutEngine:
@@ -125,39 +78,31 @@ class RolloutEngine:
         Raises:
             UserError: N below 1, no question, or a prompt that leaves no room for thoughts and answer.
         """
-        if num_rollouts < 1:
-            raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
-        start = self.start(questions, seed, problem_ids)
-        return self.rollout_from(start, num_rollouts, _problem_ids(questions, problem_ids), first_rollout)
+        _check_counts(num_rollouts, first_rollout)
+        return self.rollout_from(self.start(questions, seed, problem_ids), num_rollouts, first_rollout)
 
     @torch.inference_mode()
-    def rollout_from(
-        self, start: ThoughtState, num_rollouts: int, problem_ids: list[str], first_rollout: int = 0
-    ) -> Rollouts:
-        """Draws rollouts as `rollout` does, of prompts that ``start`` has encoded; they can be drawn from more than once.
+    def rollout_from(self, start: ThoughtState, num_rollouts: int, first_rollout: int = 0) -> Rollouts:
+        """Draws rollouts as `rollout` does, of prompts that ``start`` has encoded.
 
         A CPU takes some of them at a time where they are many: that is as fast, and takes less memory.
         """
+        _check_counts(num_rollouts, first_rollout)
         on_cpu, end = self.backbone.device.type == "cpu", first_rollout + num_rollouts
-        at_a_time = max(1, MOST_ROWS["cpu"] // len(problem_ids)) if on_cpu else num_rollouts
-        parts = [
-            self._draw(start, min(at_a_time, end - first), problem_ids, first)
-            for first in range(first_rollout, end, at_a_time)
-        ]
-        return join_rollouts(self, start.prompts, parts)
+        at_a_time = max(1, MOST_ROWS["cpu"] // start.num_problems) if on_cpu else num_rollouts
+        starts = range(first_rollout, end, at_a_time)
+        return join_rollouts([self._draw(start, min(at_a_time, end - first), first) for first in starts])
 
-    def _draw(self, start: ThoughtState, num_rollouts: int, problem_ids: list[str], first_rollout: int) -> Rollouts:
-        begin = self.expand if self.backbone.num_latents else self._fork
-        state = begin(start, num_rollouts, first_rollout)
-        return self.as_rollouts(self.finish(state), state.prompts, problem_ids)
+    def _draw(self, start: ThoughtState, num_rollouts: int, first_rollout: int) -> Rollouts:
+        if self.backbone.num_latents:
+            state = self.expand(start, num_rollouts, first_rollout)
+        else:
+            state = self._encoded(start.fork(num_rollouts, first_rollout))
+        return self.as_rollouts(self.finish(state), start.prompts)
 
     @torch.inference_mode()
     def finish(self, state: ThoughtState) -> Finished:
-        """Lets every row think to its end and answer; rows that stop early (CoLaR) leave the batch.
-
-        Args:
-            state: Is used up by this: rewind it only to the thoughts it has now.
-        """
+        """Lets every row think to its end and answer; rows that stop early (CoLaR) leave the batch."""
         results = Results(state, self.backbone.num_latents, self.max_answer_tokens, self.backbone.pad_token_id)
         batch = Batch(state)
         while batch.state.step < self.backbone.num_latents:
@@ -170,98 +115,48 @@ class RolloutEngine:
                     batch = batch.keep(batch.wanted & ~stopped)
             batch.state = self.expand(batch.state)
         self._settle(batch, results)
-        return Finished(
-            results.latents, results.num_latents, self._read_answers(results.answer_ids, results.num_tokens)
-        )
+        answers = read_answers(self.backbone, results.answer_ids, results.num_tokens)
+        return Finished(results.latents, results.num_latents, answers)
 
-    def as_rollouts(self, finished: Finished, prompts: Sequence[Sequence[int]], problem_ids: list[str]) -> Rollouts:
+    def _settle(self, batch: Batch, results: Results) -> None:
+        """Answers the rows of a batch and writes them to their places."""
+        ids, num_tokens = self._answer_ids(batch.state)
+        results.write(batch, ids, num_tokens)
+
+    def as_rollouts(self, finished: Finished, prompts: Sequence[Prompt]) -> Rollouts:
         """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost."""
-        size = len(finished.num_latents) // len(problem_ids)
-        shape = (len(problem_ids), size)
-        answers = finished.answers
-        spent = (finished.num_latents + answers.num_tokens).view(shape).sum(dim=1).cpu()
-        starts = range(0, len(answers.texts), size)
-        return Rollouts(
-            problem_ids=problem_ids,
-            latents=finished.latents.view(*shape, *finished.latents.shape[1:]),
-            num_latents=finished.num_latents.view(shape),
-            answer_ids=answers.ids.view(*shape, -1),
-            texts=[answers.texts[start : start + size] for start in starts],
-            answers=[answers.answers[start : start + size] for start in starts],
-            token_steps=self.prompt_steps(prompts, size) + spent,
-        )
+        return Rollouts.of(finished, prompts, self.sampler.prompt_sharing)
 
-    def prompt_steps(self, prompts: Sequence[Sequence[int]], num_rollouts: int) -> Tensor:
-        """Positions spent on the prompts of P problems: once each, or once per rollout where they can't be shared."""
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        shared = torch.tensor([self.sampler.prompt_sharing.num_shared(len(prompt)) for prompt in prompts])
-        return shared + num_rollouts * (lengths - shared)
+    def prompt_steps(self, prompts: Sequence[Prompt], num_rollouts: int) -> Tensor:
+        """Positions (P,) spent on the prompts of P problems: once each, or once per rollout where they can't be shared."""
+        return prompt_steps(prompts, num_rollouts, self.sampler.prompt_sharing)
 
-    # The four steps -------------------------------------------------------------------------------------------------
+    # 1. encode ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def start(self, questions: Sequence[str], seed: int = 0, problem_ids: Sequence[str] | None = None) -> ThoughtState:
-        """Encodes every prompt once: one row per problem, no thought yet.
+        """Encodes of every prompt what its rollouts can share: one row per problem, no thought yet.
 
         Where the pass that makes the first thought is random, the last prompt token is left for the rows to feed; where
         the prompt can't be shared at all, encoding waits until ``expand`` has forked the rows.
         """
-        backbone, sampler = self.backbone, self.sampler
-        prompts = self._encode_text(questions)
-        keys = problem_keys(seed, _problem_ids(questions, problem_ids), backbone.device)
-        state = ThoughtState(
-            keys=keys,
-            prompts=prompts,
-            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts], device=backbone.device),
-            latents=torch.empty(len(prompts), 0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device),
-            num_latents=torch.zeros_like(keys),
-            finished=torch.zeros_like(keys, dtype=torch.bool),
-            cache=None,
-            hidden=None,
-            pending=None,
-        )
-        if sampler.prompt_sharing is PromptSharing.NONE:
+        backbone, sharing = self.backbone, self.sampler.prompt_sharing
+        prompts = make_prompts(backbone, questions, problem_ids, self.max_answer_tokens)
+        keys = problem_keys(seed, [prompt.problem_id for prompt in prompts], backbone.device)
+        state = ThoughtState.of(prompts, keys, backbone.hidden_size, backbone.dtype)
+        if sharing is PromptSharing.NONE:
             return state
-        if sampler.prompt_sharing is PromptSharing.ALL:
-            return self._encode(state, prompts)
-        last = torch.tensor([prompt[-1] for prompt in prompts], device=backbone.device)
-        state = self._encode(replace(state, lead=1), [prompt[:-1] for prompt in prompts])
-        return replace(state, hidden=None, pending=backbone.embed(last))
-
-    @torch.inference_mode()
-    def expand(self, state: ThoughtState, num_children: int | None = None, first_child: int = 0) -> ThoughtState:
-        """Every row thinks one more latent thought.
-
-        Args:
-            state: Goes on in the returned state; keys and values are extended in place, so expand a state once, or
-                with children, which own their copies.
-            num_children: Children drawn independently from every row (row r becomes rows r*C to r*C + C - 1, with
-                random streams of their own); ``None`` lets each row go on in its own stream.
-            first_child: Number of the first child, which its stream is made from.
-        """
-        if num_children is not None and (self.sampler.prompt_sharing.random_pass or state.cache is None):
-            state, num_children = state.fork(num_children, first_child), None
-        state = self._advance(self._encoded(state))
-        if num_children is not None:
-            state = state.fork(num_children, first_child)
-        return self._think(state)
-
-    @torch.inference_mode()
-    def answer(self, state: ThoughtState) -> Answers:
-        """Ends the thinking of every row where it stands and decodes its answer greedily; the state stays usable."""
-        return self._read_answers(*self._answer_ids(state))
-
-    def _fork(self, state: ThoughtState, num_children: int, first_child: int) -> ThoughtState:
-        """Rows of encoded prompts that answer without a thought."""
-        return self._encoded(state.fork(num_children, first_child))
-
-    # Passes through the model ---------------------------------------------------------------------------------------
+        shared = [prompt.ids[: sharing.num_shared(len(prompt.ids))] for prompt in prompts]
+        if sharing is PromptSharing.ALL:
+            return self._encode(state, shared)
+        last = torch.tensor([prompt.ids[-1] for prompt in prompts], device=backbone.device)
+        return replace(self._encode(replace(state, lead=1), shared), hidden=None, pending=backbone.embed(last))
 
     def _encoded(self, state: ThoughtState) -> ThoughtState:
         """The state with its prompts encoded: row by row, where that has waited for the rows to be forked."""
         if state.cache is not None:
             return state
-        return self._encode(state, [prompt for prompt in state.prompts for _ in range(state.group_size)])
+        return self._encode(state, [prompt.ids for prompt in state.prompts for _ in range(state.group_size)])
 
     def _encode(self, state: ThoughtState, prompts: list[list[int]]) -> ThoughtState:
         """The prompt pass, one row per prompt given.
@@ -278,19 +173,37 @@ class RolloutEngine:
             hidden = backbone.last_hidden(backbone.embed(ids), None, positions, recorded)
         last = hidden[torch.arange(len(prompts), device=backbone.device), lengths - 1]
         slots = state.lead + backbone.num_latents + self.max_answer_tokens  # the last token is chosen, not fed
-        padded = len({len(prompt) for prompt in prompts}) > 1
+        padded = any(len(prompt) < ids.shape[1] for prompt in prompts)
         cache = SharedPrefixCache.from_prompt(recorded, mask if padded else None, slots)
         return replace(state, cache=cache, hidden=last)
+
+    # 2. fork, and 3. think ------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def expand(self, state: ThoughtState, num_children: int | None = None, first_child: int = 0) -> ThoughtState:
+        """Every row thinks one more latent thought.
+
+        Args:
+            state: Stays as it is: it may be expanded any number of times.
+            num_children: Children drawn independently from every row (row r becomes rows r*C to r*C + C - 1, with
+                random streams of their own); ``None`` lets each row go on in its own stream.
+            first_child: Number of the first child, which its stream is made from.
+        """
+        forks_first = self.sampler.prompt_sharing.random_pass
+        if num_children is not None and forks_first:
+            state = state.fork(num_children, first_child)
+        state = self._advance(self._encoded(state))
+        if num_children is not None and not forks_first:
+            state = state.fork(num_children, first_child)
+        return self._think(state)
 
     def _advance(self, state: ThoughtState) -> ThoughtState:
         """Feeds what is pending, so that every row has the hidden state its next thought is read from."""
         if state.hidden is not None:
             return state
-        assert state.cache is not None and state.pending is not None
-        cache = state.cache.view()
+        assert state.pending is not None
         real = ~state.finished.unsqueeze(-1) if self.backbone.dynamic else None
-        hidden = self._pass(state.pending.unsqueeze(1), state.num_latents - 1, state, cache, "latent", real)
-        return replace(state, cache=cache, hidden=hidden[:, -1])
+        return self._pass(state.pending.unsqueeze(1), state.num_latents - 1, state, "latent", real)
 
     def _think(self, state: ThoughtState) -> ThoughtState:
         """Reads the next thought off the hidden state, unless the model says that it has thought enough."""
@@ -310,35 +223,39 @@ class RolloutEngine:
             pending=latents,
         )
 
+    # 4. answer ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def answer(self, state: ThoughtState) -> Answers:
+        """Ends the thinking of every row where it stands and decodes its answer."""
+        return read_answers(self.backbone, *self._answer_ids(state))
+
     def _answer_ids(self, state: ThoughtState) -> tuple[Tensor, Tensor]:
-        """Greedy answer tokens (R, A), padded, and their numbers (R,)."""
+        """Answer tokens (R, A), padded, and their numbers (R,)."""
         backbone, limit = self.backbone, self.max_answer_tokens
         ids = torch.full((state.num_rows, limit), backbone.pad_token_id, device=backbone.device)
         num_tokens = torch.zeros_like(state.num_latents)
-        batch, hidden = self._end_thought(state)
+        batch = Batch(self._end_thought(state))
         for position in range(limit):
-            tokens = backbone.most_likely(hidden)
+            assert batch.state.hidden is not None
+            tokens = backbone.most_likely(batch.state.hidden)
             ids[batch.rows, position] = tokens.masked_fill(~batch.wanted, backbone.pad_token_id)
             num_tokens[batch.rows] += batch.wanted
             batch.wanted = batch.wanted & (tokens != backbone.eos_token_id)
             share = batch.share_of(batch.wanted)
             if share == 0 or position == limit - 1:
                 break
-            batch.state = replace(batch.state, pending=backbone.embed(tokens))
+            batch.state = replace(batch.state, hidden=None, pending=backbone.embed(tokens))
             if share < _COMPACT_BELOW:
                 batch = batch.keep(batch.wanted)
-            inputs, cache = batch.state.pending, batch.state.cache
-            assert inputs is not None and cache is not None
+            assert batch.state.pending is not None
             offsets = batch.state.num_latents + 1 + position
-            hidden = self._pass(inputs.unsqueeze(1), offsets, batch.state, cache, "answer")[:, -1]
+            batch.state = self._pass(batch.state.pending.unsqueeze(1), offsets, batch.state, "answer")
         return ids, num_tokens
 
-    def _end_thought(self, state: ThoughtState) -> tuple[Batch, Tensor]:
+    def _end_thought(self, state: ThoughtState) -> ThoughtState:
         """Feeds the latest thought, where it is still pending, and the end-of-thought token in one pass."""
         backbone = self.backbone
-        assert state.cache is not None
-        state = replace(state, cache=state.cache.view())
-        assert state.cache is not None
         end = torch.full_like(state.num_latents, backbone.end_of_thought_id)
         inputs, offsets, real = backbone.embed(end).unsqueeze(1), state.num_latents.unsqueeze(-1), None
         if state.hidden is None:
@@ -347,83 +264,24 @@ class RolloutEngine:
             offsets = torch.cat([offsets - 1, offsets], dim=1)
             if backbone.dynamic:
                 real = torch.stack([~state.finished, torch.ones_like(state.finished)], dim=1)
-        hidden = self._pass(inputs, offsets, state, state.cache, "answer", real)[:, -1]
-        return Batch(replace(state, hidden=None)), hidden
+        return self._pass(inputs, offsets, state, "answer", real)
 
     def _pass(
-        self,
-        inputs: Tensor,
-        offsets: Tensor,
-        state: ThoughtState,
-        cache: SharedPrefixCache,
-        phase: str,
-        real: Tensor | None = None,
-    ) -> Tensor:
-        """One pass over suffix positions, at offsets (R,) or (R, Q) from the prompt's end: (R, Q, D) to (R, Q, D)."""
+        self, inputs: Tensor, offsets: Tensor, state: ThoughtState, phase: str, real: Tensor | None = None
+    ) -> ThoughtState:
+        """The state after a pass over inputs (R, Q, D), at offsets (R,) or (R, Q) from the prompt's end."""
+        assert state.cache is not None
         offsets = offsets.view(inputs.shape[0], -1)
         positions = (state.prompt_lengths.unsqueeze(-1) + offsets).clamp_(min=0)
-        cache.begin_pass(inputs.shape[1], real)
+        cache = state.cache.extended(inputs.shape[1], real)
         with self.sampler.attached(self.backbone) as noise:
             noise.switch(phase, state.keys, offsets)
-            return self.backbone.last_hidden(inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache)
-
-    # From and to text -----------------------------------------------------------------------------------------------
-
-    def _encode_text(self, questions: Sequence[str]) -> list[list[int]]:
-        if len(questions) == 0:
-            raise UserError("There is no question to roll out: pass at least one.")
-        prompts = self.backbone.encode_prompts(questions)
-        limit = self.backbone.max_positions
-        room = self.backbone.num_latents + 1 + self.max_answer_tokens
-        for question, prompt in zip(questions, prompts, strict=True):
-            if limit is not None and len(prompt) + room > limit:
-                raise UserError(
-                    f"The prompt of {len(prompt)} tokens that starts {question[:40]!r} leaves no room: with "
-                    f"{self.backbone.num_latents} latents and max_answer_tokens={self.max_answer_tokens} it needs "
-                    f"{len(prompt) + room} of the model's {limit} positions; shorten it or lower max_answer_tokens."
-                )
-        return prompts
-
-    def _read_answers(self, ids: Tensor, num_tokens: Tensor) -> Answers:
-        """Texts and answers of token ids; each distinct row is decoded and parsed once, since rollouts often agree."""
-        distinct, where = torch.unique(ids, dim=0, return_inverse=True)
-        texts = self.backbone.tokenizer.batch_decode(distinct.tolist(), skip_special_tokens=True)
-        parsed = [parse_answer(text) for text in texts]
-        order = where.tolist()
-        return Answers(ids, [texts[i] for i in order], [parsed[i] for i in order], num_tokens)
-
-    def _settle(self, batch: Batch, results: Results) -> None:
-        """Answers the rows of a batch and writes them to their places."""
-        ids, num_tokens = self._answer_ids(batch.state)
-        results.write(batch, ids, num_tokens)
+            hidden = self.backbone.last_hidden(inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache)
+        return replace(state, cache=cache, hidden=hidden[:, -1])
 
 
-def _problem_ids(questions: Sequence[str], problem_ids: Sequence[str] | None) -> list[str]:
-    if problem_ids is None:
-        return [problem_id_from_question(question) for question in questions]
-    if len(problem_ids) != len(questions):
-        raise UserError(f"{len(problem_ids)} problem ids were given for {len(questions)} questions: pass one each.")
-    return list(problem_ids)
-
-
-def join_rollouts(engine: RolloutEngine, prompts: Sequence[Sequence[int]], parts: Sequence[Rollouts]) -> Rollouts:
-    """The rollouts of the same problems, drawn a few at a time, as if they had been drawn at once.
-
-    Args:
-        engine: Which drew them.
-        prompts: Token ids of the problems' prompts.
-        parts: Rollouts 0 to i, i + 1 to j, and so on.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    shared = engine.prompt_steps(prompts, 0)  # what every part has spent again
-    rows = range(len(prompts))
-    return Rollouts(
-        problem_ids=parts[0].problem_ids,
-        latents=torch.cat([part.latents for part in parts], dim=1),
-        num_latents=torch.cat([part.num_latents for part in parts], dim=1),
-        answer_ids=torch.cat([part.answer_ids for part in parts], dim=1),
-        texts=[[text for part in parts for text in part.texts[i]] for i in rows],
-        answers=[[answer for part in parts for answer in part.answers[i]] for i in rows],
-        token_steps=torch.stack([part.token_steps for part in parts]).sum(dim=0) - (len(parts) - 1) * shared,
-    )
+def _check_counts(num_rollouts: int, first_rollout: int) -> None:
+    if num_rollouts < 1:
+        raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
+    if first_rollout < 0:
+        raise UserError(f"first_rollout must not be negative, got {first_rollout}: rollouts are numbered from 0.")

@@ -1,4 +1,4 @@
-"""Rows in the middle of thinking, and the bookkeeping of rows that leave a batch before the others."""
+"""Rows in the middle of thinking: their random streams, thoughts, and keys and values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from latent_tts.attention.shared_prefix import SharedPrefixCache
+from latent_tts.engine.prompts import Prompt
 from latent_tts.errors import UserError
 from latent_tts.seeding import fold_in
 
@@ -16,9 +17,12 @@ from latent_tts.seeding import fold_in
 class ThoughtState:
     """R = P * G rows in the middle of thinking; the G rows of a problem are neighbours.
 
+    A state is never changed: what goes on from it is another one, so it may be expanded, answered, selected from and
+    rewound any number of times.
+
     Attributes:
         keys: (R,) int64, random streams.
-        prompts: Token ids of the P prompts.
+        prompts: The P prompts.
         prompt_lengths: (R,) int64, tokens of each row's prompt: kept on the device, since every pass asks for them.
         latents: (R, t, D), thoughts so far, as fed; 0 where a row stopped before.
         num_latents: (R,) int64, thoughts so far.
@@ -30,7 +34,7 @@ class ThoughtState:
     """
 
     keys: Tensor
-    prompts: list[list[int]]
+    prompts: list[Prompt]
     prompt_lengths: Tensor
     latents: Tensor
     num_latents: Tensor
@@ -39,6 +43,22 @@ class ThoughtState:
     hidden: Tensor | None
     pending: Tensor | None
     lead: int = 0
+
+    @classmethod
+    def of(cls, prompts: list[Prompt], keys: Tensor, hidden_size: int, dtype: torch.dtype) -> ThoughtState:
+        """One row per prompt, with its random stream (P,), before anything has been encoded."""
+        device = keys.device
+        return cls(
+            keys=keys,
+            prompts=prompts,
+            prompt_lengths=torch.tensor([len(prompt.ids) for prompt in prompts], device=device),
+            latents=torch.empty(len(prompts), 0, hidden_size, dtype=dtype, device=device),
+            num_latents=torch.zeros_like(keys),
+            finished=torch.zeros_like(keys, dtype=torch.bool),
+            cache=None,
+            hidden=None,
+            pending=None,
+        )
 
     @property
     def step(self) -> int:
@@ -123,50 +143,3 @@ class ThoughtState:
             hidden=None if self.hidden is None else repeat(self.hidden),
             pending=None if self.pending is None else repeat(self.pending),
         )
-
-
-class Batch:
-    """Rows on their way through the model, and which row of the whole each one is.
-
-    ``keep`` gathers the rows still wanted. A batch stays a rectangle of problems by rows, so a problem with fewer rows
-    left than another is filled up with rows of its own that are no longer ``wanted``.
-    """
-
-    def __init__(self, state: ThoughtState, rows: Tensor | None = None, wanted: Tensor | None = None) -> None:
-        self.state = state
-        self.rows = torch.arange(state.num_rows, device=state.keys.device) if rows is None else rows
-        self.wanted = torch.ones_like(state.finished) if wanted is None else wanted
-
-    def share_of(self, mask: Tensor) -> float:
-        return float(mask.float().mean())
-
-    def keep(self, mask: Tensor) -> Batch:
-        """The rows in the mask, (R,) bool, problems without any left out."""
-        if bool(mask.all()):
-            return self
-        size = self.state.group_size
-        per_problem = mask.view(-1, size)
-        counts = per_problem.sum(dim=1)
-        left = counts.nonzero().squeeze(1)  # problems with rows left
-        order = per_problem[left].int().argsort(dim=1, descending=True, stable=True)[:, : int(counts.max())]
-        index = left.unsqueeze(1) * size + order  # (P', G')
-        wanted = torch.arange(index.shape[1], device=index.device) < counts[left].unsqueeze(1)
-        return Batch(self.state.select(index), self.rows[index.flatten()], wanted.flatten())
-
-
-class Results:
-    """Fixed places for what R rows bring back, in whatever order they finish."""
-
-    def __init__(self, state: ThoughtState, num_latents: int, max_answer_tokens: int, pad_id: int) -> None:
-        rows, device = state.num_rows, state.keys.device
-        self.latents = state.latents.new_zeros(rows, num_latents, state.latents.shape[2])
-        self.num_latents = torch.zeros_like(state.num_latents)
-        self.num_tokens = torch.zeros_like(state.num_latents)
-        self.answer_ids = torch.full((rows, max_answer_tokens), pad_id, device=device)
-
-    def write(self, batch: Batch, answer_ids: Tensor, num_tokens: Tensor) -> None:
-        rows, wanted = batch.rows[batch.wanted], batch.wanted
-        self.latents[rows, : batch.state.step] = batch.state.latents[wanted]
-        self.num_latents[rows] = batch.state.num_latents[wanted]
-        self.num_tokens[rows] = num_tokens[wanted]
-        self.answer_ids[rows] = answer_ids[wanted]

@@ -225,9 +225,8 @@ class LatentRewardModel(Freezable):
         if rows != state.num_rows:
             raise ValueError(f"got latents for {rows} rows, the state has {state.num_rows}; select or repeat it first")
         check_length(self.transformer.config, int(state.prompt_lengths.max()) + state.num_steps, steps)
-        cache = state.cache.rewind(state.num_steps)  # shares buffers until this pass writes: the old state stays valid
+        cache = state.cache.extended(steps)
         first = state.prompt_lengths.repeat_interleave(cache.group_size) + state.num_steps  # (R,)
-        cache.begin_pass(steps)
         hidden = self.transformer(
             inputs_embeds=latents.to(self.dtype),
             attention_mask=None,  # the cache knows who sees whom

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from latent_tts.answers import parse_answer
-from latent_tts.engine.engine import Answers, RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.rollouts import Answers
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from latent_tts.backbones.colar import Colar
-from latent_tts.engine.engine import Rollouts
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.sampling import Sampler
 from latent_tts.training.colar import Columns, columns_before, hidden_states
 

@@ -1,0 +1,131 @@
+"""What comes out of the engine: answers, finished rows, and rollouts that know what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latent_tts.answers import parse_answer
+from latent_tts.backbones.base import LatentBackbone
+from latent_tts.engine.prompts import Prompt
+from latent_tts.sampling import PromptSharing
+
+
+@dataclass
+class Answers:
+    """Decoded answers of R rows.
+
+    Attributes:
+        ids: (R, A) int64, from the token after end-of-thought, with the stop token, padded.
+        texts: R texts, without the stop token.
+        answers: R parsed answers, ``None`` where there is none.
+        num_tokens: (R,) int64, positions spent on each.
+    """
+
+    ids: Tensor
+    texts: list[str]
+    answers: list[float | None]
+    num_tokens: Tensor
+
+
+@dataclass
+class Finished:
+    """R rows at the end of their thinking: what they thought, and what they answered.
+
+    Attributes:
+        latents: (R, T, D), 0 where a row thought less.
+        num_latents: (R,) int64.
+        answers: What they answered.
+    """
+
+    latents: Tensor
+    num_latents: Tensor
+    answers: Answers
+
+
+@dataclass
+class Rollouts:
+    """N rollouts of each of B problems.
+
+    Attributes:
+        questions: B questions, as they were asked.
+        problem_ids: B ids, which the random streams were derived from.
+        latents: (B, N, T, D), the embeddings fed at the latent positions, 0 where a rollout thought less.
+        num_latents: (B, N) int64.
+        answer_ids: (B, N, A) int64, from the token after end-of-thought, with the stop token, padded.
+        texts: B lists of N decoded answers.
+        answers: B lists of N parsed answers, ``None`` where there is none.
+        token_steps: (B,) int64, positions that went through the model for a problem: its compute.
+        shared_steps: (B,) int64, how many of these once for all its rollouts.
+    """
+
+    questions: list[str]
+    problem_ids: list[str]
+    latents: Tensor
+    num_latents: Tensor
+    answer_ids: Tensor
+    texts: list[list[str]]
+    answers: list[list[float | None]]
+    token_steps: Tensor
+    shared_steps: Tensor
+
+    @classmethod
+    def of(cls, finished: Finished, prompts: Sequence[Prompt], sharing: PromptSharing) -> Rollouts:
+        """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost."""
+        size = len(finished.num_latents) // len(prompts)
+        shape, answers = (len(prompts), size), finished.answers
+        spent = (finished.num_latents + answers.num_tokens).view(shape).sum(dim=1).cpu()
+        starts = range(0, len(answers.texts), size)
+        return cls(
+            questions=[prompt.question for prompt in prompts],
+            problem_ids=[prompt.problem_id for prompt in prompts],
+            latents=finished.latents.view(*shape, *finished.latents.shape[1:]),
+            num_latents=finished.num_latents.view(shape),
+            answer_ids=answers.ids.view(*shape, -1),
+            texts=[answers.texts[start : start + size] for start in starts],
+            answers=[answers.answers[start : start + size] for start in starts],
+            token_steps=prompt_steps(prompts, size, sharing) + spent,
+            shared_steps=prompt_steps(prompts, 0, sharing),
+        )
+
+
+def prompt_steps(prompts: Sequence[Prompt], num_rollouts: int, sharing: PromptSharing) -> Tensor:
+    """Positions spent on the prompts of P problems with N rollouts each: (P,) int64."""
+    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+    shared = torch.tensor([sharing.num_shared(len(prompt.ids)) for prompt in prompts])
+    return shared + num_rollouts * (lengths - shared)
+
+
+def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """The rollouts of the same problems, drawn a few at a time, as if they had been drawn at once.
+
+    Args:
+        parts: Rollouts 0 to i, i + 1 to j, and so on.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    first, rows = parts[0], range(len(parts[0].questions))
+    spent = torch.stack([part.token_steps - part.shared_steps for part in parts]).sum(dim=0)
+    return Rollouts(
+        questions=first.questions,
+        problem_ids=first.problem_ids,
+        latents=torch.cat([part.latents for part in parts], dim=1),
+        num_latents=torch.cat([part.num_latents for part in parts], dim=1),
+        answer_ids=torch.cat([part.answer_ids for part in parts], dim=1),
+        texts=[[text for part in parts for text in part.texts[i]] for i in rows],
+        answers=[[answer for part in parts for answer in part.answers[i]] for i in rows],
+        token_steps=first.shared_steps + spent,
+        shared_steps=first.shared_steps,
+    )
+
+
+def read_answers(backbone: LatentBackbone, ids: Tensor, num_tokens: Tensor) -> Answers:
+    """Texts and answers of token ids; each distinct row is decoded and parsed once, since rollouts often agree."""
+    distinct, where = torch.unique(ids, dim=0, return_inverse=True)
+    texts = backbone.tokenizer.batch_decode(distinct.tolist(), skip_special_tokens=True)
+    parsed = [parse_answer(text) for text in texts]
+    order = where.tolist()
+    return Answers(ids, [texts[i] for i in order], [parsed[i] for i in order], num_tokens)
