@@ -10,14 +10,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latent_tts.errors import UserError
+from latent_tts.evaluation.prediction_files import RecordWriter, prediction_path
+from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import (
     CONFIG_FILE,
     FinishedProblems,
-    Record,
-    RecordWriter,
     Settings,
     check_folder,
-    prediction_path,
     write_settings,
     write_whole,
 )
@@ -51,7 +50,7 @@ class PredictionWriter(Callback):
         self.finished = FinishedProblems(self.output, trainer.global_rank, trainer.world_size)
         trainer.strategy.barrier("what is on disk is read")  # before any rank adds to it
         for record in self.finished.records_to_count():
-            module.metrics.update_from_record(record)
+            module.metrics.update(record)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         datamodule.is_done = self.finished.__contains__
 
@@ -68,9 +67,9 @@ class PredictionWriter(Callback):
         records: Sequence[Record] = outputs
         assert self.finished is not None
         for record in records:
-            if record["problem_id"] not in self.finished:
+            if record.problem_id not in self.finished:
                 self._append(record, trainer.global_rank)
-                module.metrics.update_from_record(record)
+                module.metrics.update(record)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

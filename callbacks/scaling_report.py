@@ -12,7 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latent_tts.errors import UserError
 from latent_tts.evaluation import report
-from latent_tts.evaluation.run_folder import rounded, write_whole
+from latent_tts.evaluation.records import rounded
+from latent_tts.evaluation.run_folder import write_whole
 
 
 class ScalingReport(Callback):
@@ -66,16 +67,16 @@ def write_tensorboard(metrics: Mapping[str, Any], figures: Mapping[str, Any], fo
     for earlier in folder.glob("events.out.tfevents.*"):
         earlier.unlink()  # they would be drawn beside these
     with SummaryWriter(str(folder)) as writer:
-        for name, cells in report.curves(metrics).items():
+        for curve, cells in report.curves(metrics).items():
+            tag = curve.method if curve.kind == "coverage" else f"accuracy/{curve.method}"
             for k, cell in cells.items():
-                writer.add_scalar(name if name == "coverage" else f"accuracy/{name}", cell.value, k)
+                writer.add_scalar(tag, cell.value, k)
                 for bound, value in (("low", cell.low), ("high", cell.high)):
                     if value is not None:
-                        writer.add_scalar(f"interval_{bound}/{name}", value, k)
-        for strategy in report.strategies(metrics):
-            writer.add_scalar(
-                f"full_budget/{strategy.name.replace('@', '_')}", strategy.accuracy.value, int(strategy.token_steps)
-            )
+                        writer.add_scalar(f"interval_{bound}/{curve.method}", value, k)
+        for result in report.results(metrics):
+            tag = f"full_budget/{result.strategy.key.replace('@', '_')}"
+            writer.add_scalar(tag, result.accuracy.value, int(result.token_steps))
         for step, value in enumerate(metrics["diversity"]["per_step"], start=1):
             if value is not None:
                 writer.add_scalar("diversity", value, step)

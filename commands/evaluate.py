@@ -102,7 +102,7 @@ class EvaluationCLI(CommandLine):
         model, data = self.config.model, self.config.data
         described = {
             "backbone": f"{model.backbone} ({self.model.backbone.kind}, {self.model.backbone.num_latents} latent thoughts)",
-            "sampler": repr(self.model.engine.sampler),
+            "sampler": repr(self.model.evaluator.engine.sampler),
             "data": f"{data.source}, problems of seed {data.seed}"
             if data.source == "gsm-symbolic"
             else str(data.source),

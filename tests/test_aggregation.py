@@ -329,7 +329,7 @@ def test_the_grid_holds_the_powers_of_two_and_n_itself():
 
 def test_names_tell_variants_apart():
     variants = [BestOfN(), BestOfN("mean"), WeightedVoting(), WeightedVoting(temperature=2.0), Hybrid(keep=0.25)]
-    assert [v.name for v in variants] == [  # type: ignore[attr-defined]
+    assert [v.name for v in variants] == [
         "best_of_n",
         "best_of_n_mean",
         "weighted_voting",

@@ -122,7 +122,7 @@ def test_the_demo_of_the_shipped_checkpoint_answers_problems(tmp_path):
         f"--config={EVALUATE / 'demo' / 'tiny-colar.yaml'}",
         f"--model.backbone={ROOT / 'checkpoints/tiny-colar'}",
     ]
-    options += ["--data.size=40", "--model.num_rollouts=4", "--model.num_bootstrap=50", "--trainer.accelerator=cpu"]
+    options += ["--data.size=40", "--model.num_rollouts=4", "--trainer.accelerator=cpu"]
     assert main_guard(lambda: EvaluationCLI([*options, f"--output={tmp_path}"]).run()) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["num_problems"] == 40

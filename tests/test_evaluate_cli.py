@@ -44,7 +44,6 @@ def small(tiny_checkpoint, problem_file) -> list[str]:
         "--model.reward_model=null",
         "--model.search=null",
         "--model.aggregations=null",
-        "--model.num_bootstrap=50",
         "--trainer.accelerator=cpu",
     ]
 
@@ -167,21 +166,22 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(small, tmp_path)
     )
     options = [option for option in small if "num_rollouts" not in option]
     files = [f"--config={tmp_path / name}" for name in ("one.yaml", "two.yaml")]
-    module = EvaluationCLI([*files, *options, f"--output={tmp_path}"]).model
-    assert (module.num_rollouts, module.seed) == (5, 4) and module.engine.sampler.p == 0.25
-    module = EvaluationCLI([*files, *options, "--model.seed=9", "--model.sampler.p=0.5", f"--output={tmp_path}"]).model
-    assert module.seed == 9 and module.engine.sampler.p == 0.5
-    module = EvaluationCLI(
-        [*files, *options, "--model.sampler=AdditiveGaussianNoise", "--model.sampler.sigma=0.75"]
-    ).model
-    assert module.engine.sampler.sigma == 0.75
+    files = [*files, *options]
+    made = EvaluationCLI([*files, f"--output={tmp_path}"]).model.evaluator
+    assert (made.num_rollouts, made.seed) == (5, 4) and made.engine.sampler.p == 0.25
+    made = EvaluationCLI([*files, "--model.seed=9", "--model.sampler.p=0.5", f"--output={tmp_path}"]).model.evaluator
+    assert made.seed == 9 and made.engine.sampler.p == 0.5
+    made = EvaluationCLI(
+        [*files, "--model.sampler=AdditiveGaussianNoise", "--model.sampler.sigma=0.75"]
+    ).model.evaluator
+    assert made.engine.sampler.sigma == 0.75
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if name.startswith("demo/")])
 def test_every_demo_runs_with_the_model_it_is_named_after(name, tmp_path):
     config = yaml.safe_load((CONFIGS / name).read_text())
     assert config["model"]["backbone"] == f"checkpoints/{Path(name).stem}"
-    small = ["--data.size=4", "--model.num_rollouts=2", "--model.num_bootstrap=50", "--trainer.accelerator=cpu"]
+    small = ["--data.size=4", "--model.num_rollouts=2", "--trainer.accelerator=cpu"]
     assert evaluate(f"--config={CONFIGS / name}", *small, f"--output={tmp_path}") == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["num_problems"], metrics["invalid_answer_rate"]) == (4, 0.0)
@@ -225,7 +225,7 @@ def test_every_option_in_the_help_has_a_sentence(capsys):
 BAD_INPUT = {
     "no rollout": (["--model.num_rollouts=0"], "num_rollouts must be at least 1, got 0"),
     "a number that is none": (["--model.num_rollouts=many"], "--model.num_rollouts must be int, got many"),
-    "negative sigma": (["--model.sampler.sigma=-1"], "sigma must not be negative, got -1.0"),
+    "negative sigma": (["--model.sampler.sigma=-1"], "sigma must be a finite number and not negative, got -1.0"),
     "p of 1": (["--model.sampler=MonteCarloDropout", "--model.sampler.p=1.0"], "p must lie between 0 and 1"),
     "unknown sampler": (["--model.sampler=Thermal"], "no class named 'Thermal'"),
     "sampler of another kind": (["--model.sampler=NativeGaussian"], "this coconut checkpoint has none"),
@@ -303,6 +303,6 @@ def test_two_processes_give_the_records_and_metrics_of_one(small, tmp_path):
 @pytest.mark.parametrize("file", ["gsm8k/test.jsonl", "gsm_hard/test.json", "multiarith/test.json"])
 def test_reference_checkpoints_are_evaluated_on_the_files_of_each_benchmark(kind, file, reference, excerpts, tmp_path):
     options = [f"--model.backbone={reference / kind}", f"--data.source={excerpts / file}", "--data.limit=3"]
-    options += ["--model.num_rollouts=2", "--model.max_answer_tokens=4", "--model.num_bootstrap=50"]
+    options += ["--model.num_rollouts=2", "--model.max_answer_tokens=4"]
     assert evaluate(*options, "--trainer.accelerator=cpu", f"--output={tmp_path}") == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["num_problems"] == 3

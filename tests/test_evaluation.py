@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from statistics import mean
 
 import pytest
 
-from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting
+from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting, k_grid
+from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.strategies import of_search
 from latent_tts.evaluation.summary import EvaluationMetrics, choose, record_scores
-from tests.records import make_record
+from latent_tts.search import ParticleFiltering
+from tests.records import SEARCH, make_record
 
 AGGREGATIONS = (MajorityVoting(), BestOfN(), WeightedVoting())
-RECORDS = [make_record(seed, search=True) for seed in range(12)]
+RECORDS = [make_record(seed, searches=(SEARCH,)) for seed in range(12)]
 
 
-def summary(records, aggregations=AGGREGATIONS, num_rollouts=4, searches=("beam_search@2x2",), **kwargs):
-    metrics = EvaluationMetrics(num_rollouts, 3, aggregations, searches, num_bootstrap=200, **kwargs)
+def summary(records, aggregations=AGGREGATIONS, num_rollouts=4, searches=(SEARCH,), **kwargs):
+    metrics = EvaluationMetrics(num_rollouts, 3, aggregations, searches, **kwargs)
     for record in records:
-        metrics.update_from_record(record)
+        metrics.update(record)
     return metrics.compute()
 
 
@@ -29,9 +33,9 @@ def test_coverage_single_and_best_of_n_equal_a_loop_over_all_subsets():
     for k in (1, 2, 4):
         covered, best = [], []
         for record in RECORDS:
-            subsets = list(combinations(record["rollouts"], k))
-            covered.append(mean(any(r["correct"] for r in subset) for subset in subsets))
-            best.append(mean(max(subset, key=lambda r: sum(r["step_scores"]))["correct"] for subset in subsets))
+            subsets = list(combinations(record.rollouts, k))
+            covered.append(mean(any(r.correct for r in subset) for subset in subsets))
+            best.append(mean(max(subset, key=lambda r: sum(r.step_scores or ())).correct for subset in subsets))
         assert found["coverage"][str(k)] == pytest.approx(mean(covered), abs=1e-6)
         assert found["accuracy"]["best_of_n"][str(k)] == pytest.approx(mean(best), abs=1e-6)
     assert found["accuracy"]["single"] == found["coverage"]["1"] == found["accuracy"]["majority_voting"]["1"]
@@ -42,7 +46,7 @@ def test_coverage_single_and_best_of_n_equal_a_loop_over_all_subsets():
 def test_rates_diversity_and_compute_are_plain_means():
     """Per problem 10 positions shared and 5 a rollout, for scores 9 and 3 more; a step that no pair of rollouts has is null."""
     found = summary(RECORDS)
-    answers = [rollout["answer"] for record in RECORDS for rollout in record["rollouts"]]
+    answers = [rollout.answer for record in RECORDS for rollout in record.rollouts]
     assert found["invalid_answer_rate"] == pytest.approx(answers.count(None) / len(answers), abs=1e-6)
     assert found["diversity"] == {"mean": 0.375, "per_step": [0.25, 0.5, None]}
     assert (
@@ -67,7 +71,8 @@ def test_the_order_of_the_records_changes_nothing():
 
 
 def test_records_read_back_from_json_give_the_same_numbers():
-    assert summary(json.loads(json.dumps(RECORDS))) == summary(RECORDS)
+    lines = [json.dumps(record.to_json()) for record in RECORDS]
+    assert summary([Record.from_json(json.loads(line)) for line in lines]) == summary(RECORDS)
 
 
 def test_intervals_hold_their_values_and_differences_are_paired():
@@ -94,14 +99,39 @@ def test_one_rollout_without_scores_is_enough():
 
 def test_scores_of_rollouts_of_different_lengths_are_masked():
     record = make_record(0)
-    record["rollouts"][0] |= {"step_scores": [2.0]}
-    record["rollouts"][1] |= {"step_scores": [1.0, -1.0, 0.5]}
-    scores, mask = record_scores(record)
-    assert scores[0].tolist() == [2.0, 0.0, 0.0] and mask[0].tolist() == [True, False, False] and mask[1].all()  # type: ignore[index]
+    first, second, *others = record.rollouts
+    rows = (replace(first, step_scores=(2.0,)), replace(second, step_scores=(1.0, -1.0, 0.5)), *others)
+    scores, mask = record_scores(replace(record, rollouts=rows))
+    assert scores is not None and mask is not None
+    assert scores[0].tolist() == [2.0, 0.0, 0.0] and mask[0].tolist() == [True, False, False] and mask[1].all()
 
 
 def test_chosen_answers_are_those_of_the_aggregations():
     record = make_record(1)
-    best = max(record["rollouts"], key=lambda rollout: sum(rollout["step_scores"]))
-    assert choose(record, AGGREGATIONS)["best_of_n"] == best["answer"]
+    best = max(record.rollouts, key=lambda rollout: sum(rollout.step_scores or ()))
+    assert choose(record, AGGREGATIONS)["best_of_n"] == best.answer
     assert set(choose(record, AGGREGATIONS)) == {"majority_voting", "best_of_n", "weighted_voting"}
+
+
+def test_a_sweep_of_a_search_over_the_values_of_k_keeps_head_room_and_smaller_budgets():
+    """Particle filtering with 1, 2 and 4 particles has the budgets of the aggregations, and is none of them."""
+    sweep = tuple(of_search(ParticleFiltering(num_particles)) for num_particles in k_grid(4))
+    records = [make_record(seed, searches=sweep) for seed in range(12)]
+    found = summary(records, searches=sweep)
+    for budget, search in zip(("1", "2", "4"), sweep, strict=True):
+        value = mean(record.search[search.key].correct for record in records)
+        assert found["accuracy"]["particle_filtering"][budget] == pytest.approx(value, abs=1e-6)
+        share = (value - found["accuracy"]["single"]) / (found["coverage"]["4"] - found["accuracy"]["single"])
+        assert found["head_room_recovered"][f"particle_filtering@{budget}"] == pytest.approx(share, abs=1e-4)
+        gap = value - found["accuracy"]["majority_voting"]["4"]
+        difference = found["difference_to_majority_voting"][f"particle_filtering@{budget}"]
+        assert difference["mean"] == pytest.approx(gap, abs=1e-5)
+        assert found["token_steps"]["particle_filtering"][budget] == mean(
+            r.search[search.key].token_steps for r in records
+        )
+
+
+def test_intervals_have_a_width_where_every_problem_agrees():
+    right = [replace(make_record(seed), greedy=make_record(0).greedy) for seed in range(5)]
+    low, high = summary(right, searches=())["confidence_interval"]["greedy"]
+    assert low < 0.8 and high == 1.0

@@ -13,10 +13,12 @@ import torch
 from latent_tts.aggregation import MajorityVoting, k_grid
 from latent_tts.errors import UserError
 from latent_tts.metrics import (
-    AggregationAccuracy,
+    Accuracy,
     Coverage,
     Diversity,
     InvalidAnswerRate,
+    MeanCost,
+    PairedDifference,
     PairwiseRankingAccuracy,
     RecallAt1,
     ScoreCalibration,
@@ -67,7 +69,7 @@ def test_coverage_rises_with_k_from_the_share_right_to_any_right():
     metric = Coverage(range(1, 21))
     metric.update(correct[:13])
     metric.update(correct[13:])
-    curve = list(metric.compute().values())
+    curve = [interval.mean for interval in metric.compute().values()]
     assert all(a <= b + 1e-15 for a, b in itertools.pairwise(curve))
     assert curve[0] == pytest.approx(correct.double().mean().item())
     assert curve[-1] == pytest.approx(correct.any(1).double().mean().item())
@@ -88,16 +90,50 @@ def test_coverage_of_one_rollout_is_its_correctness_and_larger_k_is_refused():
 # --- accuracy, invalid answers, head-room -----------------------------------------------------------------------------
 
 
-def test_aggregation_accuracy_is_the_mean_of_expected_accuracies_over_problems():
+def test_accuracy_is_the_mean_of_expected_accuracies_over_problems():
     ks = [1, 2, 5]
     answers: list[list[float | None]] = [[0.0, 1.0, 1.0, None, 0.0], [2.0] * 5, [0.0] * 5, [None] * 5]
     rows = [MajorityVoting().expected_accuracy(a, [x == 0.0 for x in a], None, None, ks) for a in answers]
-    metric = AggregationAccuracy(ks)
+    metric = Accuracy(ks)
     metric.update(torch.tensor(rows[:1], dtype=torch.float64))
     metric.update(torch.tensor(rows[1:], dtype=torch.float64))
-    assert metric.compute() == {k: pytest.approx(sum(row[i] for row in rows) / 4) for i, k in enumerate(ks)}
+    found = {k: interval.mean for k, interval in metric.compute().items()}
+    assert found == {k: pytest.approx(sum(row[i] for row in rows) / 4) for i, k in enumerate(ks)}
+    assert metric.running_mean(5) == found[5]
     with pytest.raises(UserError, match=r"\(problems, 3\)"):
         metric.update(torch.zeros(2, 4))
+    with pytest.raises(UserError, match="not finite"):
+        metric.update(torch.full((1, 3), math.nan))
+    with pytest.raises(UserError, match="repeat: a, a"):
+        Accuracy(["a", "a"])
+
+
+def test_differences_are_paired_with_the_baseline_of_the_same_problem():
+    values = torch.from_numpy(rng(5).random((30, 2)))
+    baseline = torch.from_numpy(rng(6).random(30))
+    metric = PairedDifference(["a", "b"])
+    metric.update(values[:11], baseline[:11])
+    metric.update(values[11:], baseline[11:])
+    found = metric.compute()
+    for i, name in enumerate("ab"):
+        assert found[name].mean == pytest.approx(float((values[:, i] - baseline).mean()))
+        assert found[name].low < found[name].mean < found[name].high
+
+
+def test_pairing_makes_the_interval_of_a_difference_narrow():
+    """b is right wherever a is, and for one problem in ten more; c is right as often as a, elsewhere."""
+    r = rng(7)
+    a = r.random(300) < 0.3
+    values = torch.from_numpy(np.stack([a | (r.random(300) < 0.1), r.random(300) < 0.3], 1).astype(float))
+    metric = PairedDifference(["b", "c"])
+    metric.update(values, torch.from_numpy(a.astype(float)))
+    found = metric.compute()
+    assert found["b"].high - found["b"].low < 0.75 * (found["c"].high - found["c"].low) and found["b"].low > 0
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_means_before_the_first_problem_are_nan():
+    assert math.isnan(Accuracy(["a"]).compute()["a"].mean) and math.isnan(MeanCost(["a"]).compute()["a"])
 
 
 def test_invalid_answers_are_counted_over_all_rollouts():

@@ -11,11 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from latent_tts.metrics import (
-    AggregationAccuracy,
-    BootstrapIntervals,
+    Accuracy,
     Coverage,
     Diversity,
     InvalidAnswerRate,
+    PairedDifference,
     PairwiseRankingAccuracy,
     RecallAt1,
     ScoreCalibration,
@@ -33,11 +33,10 @@ def results_over(problems):
     lengths = torch.from_numpy(rng.integers(1, 4, (NUM_PROBLEMS, 5, 1)))
     answers = [[0.0 if c else None for c in row] for row in correct.tolist()]
     mask = torch.arange(3) < lengths
-    coverage, accuracy = Coverage([1, 2, 5]), AggregationAccuracy([1, 5, 8])
+    coverage, accuracy, gain = Coverage([1, 2, 5]), Accuracy([1, 5, 8]), PairedDifference([1, 5, 8])
     invalid, diversity = InvalidAnswerRate(), Diversity(3)
     recall, pairwise = RecallAt1(), PairwiseRankingAccuracy(3)
     calibration, correlation = ScoreCalibration(4), StepScoreCorrelation(3)
-    intervals = BootstrapIntervals(["x", "y", "z"], num_replicates=100)
     for i in problems:
         one = slice(i, i + 1)
         coverage.update(correct[one])
@@ -48,12 +47,12 @@ def results_over(problems):
         pairwise.update(scores[one], correct[one], mask[one])
         calibration.update(scores[one], values[one], mask[one])
         correlation.update(scores[one], values[one], mask[one])
-        intervals.update([f"p{i}"], scores[one, 0])
-    drawn = intervals.compute()
-    flat = [*coverage.compute().values(), *accuracy.compute().values(), invalid.compute().item()]
+        gain.update(scores[one, 0], scores[one, 0, 0])
+    flat = [x for metric in (coverage, accuracy, gain) for interval in metric.compute().values() for x in interval]
+    flat.append(invalid.compute().item())
     for metric in (diversity, recall, pairwise, calibration, correlation):
         flat += [x for value in metric.compute().values() for x in value.flatten().tolist()]
-    return np.concatenate([flat, drawn.means, drawn.replicates.ravel()])
+    return np.array(flat)
 
 
 def work(rank, port, splits, queue):

@@ -8,18 +8,18 @@ import re
 import pytest
 from rich.console import Console
 
-from latent_tts.aggregation import BestOfN, MajorityVoting
+from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting, k_grid
 from latent_tts.evaluation import report
+from latent_tts.evaluation.strategies import SINGLE, Strategy, of_aggregation, of_search
 from latent_tts.evaluation.summary import EvaluationMetrics
-from tests.records import make_record
+from latent_tts.search import BeamSearch, ParticleFiltering
+from tests.records import SEARCH, make_record
 
 
-def make_metrics(num_rollouts: int = 16, search: bool = True):
-    metrics = EvaluationMetrics(
-        num_rollouts, 3, [MajorityVoting(), BestOfN("mean")], ["beam_search@2x2"] * search, num_bootstrap=100
-    )
+def make_metrics(num_rollouts: int = 16, searches: tuple[Strategy, ...] = (SEARCH,)):
+    metrics = EvaluationMetrics(num_rollouts, 3, [MajorityVoting(), BestOfN("mean")], searches)
     for seed in range(8):
-        metrics.update_from_record(make_record(seed, num_rollouts, search=search))
+        metrics.update(make_record(seed, num_rollouts, searches=searches))
     return metrics.compute() | {"throughput": {"rollouts_per_second": 118.04}}
 
 
@@ -71,7 +71,7 @@ def test_the_report_holds_the_tables_the_facts_and_the_figures(metrics):
 
 
 def test_every_strategy_is_listed_with_its_own_compute(metrics):
-    rows = {row.name: row for row in report.strategies(metrics)}
+    rows = {row.strategy.key: row for row in report.results(metrics)}
     assert list(rows) == [
         "greedy",
         "single",
@@ -104,7 +104,7 @@ def test_the_accuracy_figure_has_a_curve_for_coverage_and_every_aggregation(metr
 
 
 def test_one_rollout_makes_a_report_too(tmp_path):
-    metrics = make_metrics(num_rollouts=1, search=False)
+    metrics = make_metrics(num_rollouts=1, searches=())
     metrics["throughput"]["rollouts_per_second"] = None
     figures = report.figures(metrics)
     assert set(figures) == {"accuracy", "compute"}
@@ -113,14 +113,30 @@ def test_one_rollout_makes_a_report_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("strategy", "key", "text"),
     [
-        ("single", "single rollout"),
-        ("best_of_n@4", "best-of-N @ 4"),
-        ("best_of_n_mean", "best-of-N (mean)"),
-        ("weighted_voting_last_t0.5@16", "weighted voting @ 16 (last, t0.5)"),
-        ("beam_search@4x4", "beam search @ 4x4"),
+        (SINGLE, "single", "single rollout"),
+        (of_aggregation(BestOfN(), 4), "best_of_n@4", "best-of-N @ 4"),
+        (of_aggregation(BestOfN("mean")), "best_of_n_mean", "best-of-N (mean)"),
+        (
+            of_aggregation(WeightedVoting("last", temperature=0.5), 16),
+            "weighted_voting_last_t0.5@16",
+            "weighted voting @ 16 (last, t0.5)",
+        ),
+        (of_aggregation(BestOfN(skip_invalid=True)), "best_of_n_skip_invalid", "best-of-N (skip invalid)"),
+        (of_search(BeamSearch()), "beam_search@4x4", "beam search @ 4x4"),
     ],
 )
-def test_names_are_spelled_for_people(name, text):
-    assert report.label(name) == text
+def test_strategies_are_spelled_for_results_and_for_people(strategy, key, text):
+    assert (strategy.key, strategy.label()) == (key, text)
+
+
+def test_a_sweep_of_particle_filtering_is_a_row_each_and_no_curve_over_k():
+    sweep = tuple(of_search(ParticleFiltering(num_particles)) for num_particles in k_grid(16))
+    metrics = make_metrics(searches=sweep)
+    assert [one.method for one in report.curves(metrics)] == ["coverage", "majority_voting", "best_of_n_mean"]
+    rows = {row.strategy: row for row in report.results(metrics)}
+    for search in sweep:
+        value = metrics["accuracy"]["particle_filtering"][search.budget]
+        assert rows[search].accuracy.value == value and rows[search].head_room is not None
+        assert rows[search].token_steps == metrics["token_steps"]["particle_filtering"][search.budget]

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.run_folder import (
-    FinishedProblems,
-    RecordWriter,
-    check_folder,
-    cut_torn_line,
-    differences,
-    flatten,
-    prediction_path,
-    read_records,
-    rounded,
-    significant,
-    write_settings,
-)
+from latent_tts.evaluation.prediction_files import RecordWriter, cut_torn_line, prediction_path, read_records
+from latent_tts.evaluation.records import Record, rounded, significant
+from latent_tts.evaluation.run_folder import FinishedProblems, check_folder, differences, flatten, write_settings
+from tests.records import make_record
 
-RECORDS = [{"problem_id": f"p{i}", "question": "Wie viele Äpfel? {}", "scores": [0.5, -1.25]} for i in range(3)]
+RECORDS = [replace(make_record(i), question="Wie viele Äpfel? {}") for i in range(3)]
+
+
+def named(problem_id: str) -> Record:
+    return replace(RECORDS[0], problem_id=problem_id)
 
 
 def write(path: Path, records) -> None:
@@ -75,8 +71,18 @@ def test_zeros_that_a_power_cut_leaves_are_cut_off(tmp_path):
 
 def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "r.jsonl"
-    path.write_text('{"problem_id": "a"}\n{"problem_id": \n{"problem_id": "c"}\n')
-    with pytest.raises(UserError, match="Line 2 of .*r.jsonl"):
+    whole = json.dumps(RECORDS[0].to_json())
+    path.write_text(f'{whole}\n{{"problem_id": \n{whole}\n')
+    with pytest.raises(UserError, match="Line 2 of .*r.jsonl is damaged"):
+        list(read_records([path]))
+
+
+def test_a_line_that_is_no_record_is_named_with_the_reason(tmp_path):
+    path = tmp_path / "r.jsonl"
+    line = RECORDS[0].to_json()
+    del line["gold"]
+    path.write_text(json.dumps(RECORDS[1].to_json()) + "\n" + json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=r"Line 2 of .*r.jsonl is no record \(gold is missing\): delete that line"):
         list(read_records([path]))
 
 
@@ -93,27 +99,29 @@ def test_two_writers_of_one_file_are_refused(tmp_path):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_every_record_is_counted_by_exactly_one_rank_of_any_world(tmp_path, world_size):
     for rank in range(3):
-        write(prediction_path(tmp_path, rank), [{"problem_id": f"{rank}-{i}"} for i in range(rank + 1)])
+        write(prediction_path(tmp_path, rank), [named(f"{rank}-{i}") for i in range(rank + 1)])
     shares = [FinishedProblems(tmp_path, rank, world_size) for rank in range(world_size)]
-    counted = [record["problem_id"] for share in shares for record in share.records_to_count()]
+    counted = [record.problem_id for share in shares for record in share.records_to_count()]
     assert sorted(counted) == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
     assert all(share.ids == set(counted) and len(share) == 6 and "2-1" in share for share in shares)
 
 
 def test_the_files_of_ranks_that_no_longer_exist_are_mended_too(tmp_path):
     for rank in range(3):
-        write(prediction_path(tmp_path, rank), [{"problem_id": f"{rank}"}])
+        write(prediction_path(tmp_path, rank), [named(f"{rank}")])
         with prediction_path(tmp_path, rank).open("a") as file:
             file.write('{"problem_id": "to')
     for rank in range(2):
         FinishedProblems(tmp_path, rank, world_size=2)
-    assert all(prediction_path(tmp_path, rank).read_text() == f'{{"problem_id": "{rank}"}}\n' for rank in range(3))
+    for rank in range(3):
+        whole = json.dumps(named(f"{rank}").to_json(), ensure_ascii=False) + "\n"
+        assert prediction_path(tmp_path, rank).read_text() == whole
 
 
 def test_a_problem_that_is_there_twice_is_refused(tmp_path):
     for rank in range(2):
         write(prediction_path(tmp_path, rank), RECORDS[:1])
-    with pytest.raises(UserError, match="p0 twice"):
+    with pytest.raises(UserError, match="problem-0 twice"):
         FinishedProblems(tmp_path)
 
 

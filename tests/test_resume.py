@@ -15,7 +15,7 @@ import pytest
 from callbacks.prediction_writer import PredictionWriter
 from commands.evaluate import EvaluationCLI
 from commands.guard import main_guard
-from latent_tts.evaluation.run_folder import RecordWriter
+from latent_tts.evaluation.prediction_files import RecordWriter
 
 NUM_PROBLEMS = 24
 
@@ -36,7 +36,6 @@ def options(tiny_checkpoint, problem_file) -> list[str]:
         "--data.batch_size=3",
         "--model.num_rollouts=3",
         "--model.max_answer_tokens=4",
-        "--model.num_bootstrap=50",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
     ]
@@ -140,7 +139,7 @@ def test_only_batches_with_a_missing_problem_run_again_and_run_whole(options, un
     batches, write = [], PredictionWriter.on_predict_batch_end
 
     def spy(self, trainer, module, outputs, *args):
-        batches.append([record["problem_id"] for record in outputs])
+        batches.append([record.problem_id for record in outputs])
         write(self, trainer, module, outputs, *args)
 
     monkeypatch.setattr(PredictionWriter, "on_predict_batch_end", spy)
@@ -193,4 +192,4 @@ def test_a_changed_configuration_is_refused_and_nothing_is_touched(options, unin
 
 
 def test_options_that_no_record_depends_on_may_change(options, uninterrupted):
-    assert evaluate([*options, f"--output={uninterrupted}", "--data.batch_size=5", "--model.num_bootstrap=60"]) == 0
+    assert evaluate([*options, f"--output={uninterrupted}", "--data.batch_size=5"]) == 0

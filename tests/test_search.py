@@ -178,11 +178,13 @@ def test_a_score_that_is_no_number_is_refused(backbone, questions):
 
 
 def test_names_carry_the_budget_and_what_differs_from_the_defaults():
-    assert BeamSearch().name == "beam_search@4x4"
-    assert BeamSearch(2, 8, "last", "vote", num_first=8).name == "beam_search_last_vote_first8@2x8"
-    assert ParticleFiltering().name == "particle_filtering@16"
-    assert ParticleFiltering(8, 0.5, 1.0, "reward", "best").name == "particle_filtering_reward_best_t0.5_ess1@8"
-    assert all(SEARCHES[name]().name.startswith(f"{name}@") for name in SEARCHES)
+    assert (BeamSearch().name, BeamSearch().budget) == ("beam_search", "4x4")
+    wide = BeamSearch(2, 8, "last", "vote", num_first=8)
+    assert (wide.name, wide.budget) == ("beam_search_last_vote_first8", "2x8")
+    assert (ParticleFiltering().name, ParticleFiltering().budget) == ("particle_filtering", "16")
+    cold = ParticleFiltering(8, 0.5, 1.0, "reward", "best")
+    assert (cold.name, cold.budget) == ("particle_filtering_reward_best_t0.5_ess1", "8")
+    assert all(SEARCHES[name]().name == name for name in SEARCHES)
 
 
 @pytest.mark.parametrize(

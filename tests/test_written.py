@@ -13,7 +13,7 @@ from latent_tts.aggregation import MajorityVoting
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.evaluation import report
-from latent_tts.evaluation.run_folder import read_records
+from latent_tts.evaluation.prediction_files import read_records
 from latent_tts.evaluation.summary import EvaluationMetrics
 from tests.records import make_record
 
@@ -38,7 +38,6 @@ def options(tiny_checkpoint, problem_file, writer) -> list[str]:
         "--model.num_rollouts=2",
         "--model.max_answer_tokens=4",
         "--model.max_written_tokens=7",
-        "--model.num_bootstrap=50",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
         f"--model.written={writer}",
@@ -46,7 +45,9 @@ def options(tiny_checkpoint, problem_file, writer) -> list[str]:
 
 
 def records_of(output):
-    return {record["problem_id"]: record for record in read_records([output / "predictions" / "rank-00000.jsonl"])}
+    return {
+        record.problem_id: record.to_json() for record in read_records([output / "predictions" / "rank-00000.jsonl"])
+    }
 
 
 def test_every_record_holds_the_chain_the_writer_decodes_greedily_and_a_resumed_run_keeps_it(options, writer, tmp_path):
@@ -97,8 +98,8 @@ def test_another_writer_is_another_configuration(options, tmp_path, capsys):
 
 
 def test_records_without_a_written_answer_are_counted_as_before():
-    metrics = EvaluationMetrics(4, 3, [MajorityVoting()], num_bootstrap=50)
-    metrics.update_from_record(make_record(0))
+    metrics = EvaluationMetrics(4, 3, [MajorityVoting()])
+    metrics.update(make_record(0))
     found = metrics.compute() | {"throughput": {"rollouts_per_second": None}}
     assert "written" not in found["accuracy"] and "written" not in found["token_steps"]
     assert "written" not in report.markdown(found, {}, {})
@@ -106,16 +107,16 @@ def test_records_without_a_written_answer_are_counted_as_before():
 
 def test_accuracy_cost_interval_and_difference_to_voting_are_those_of_the_records():
     """Of 8 records the written answers of number 0 and 4 are right, after 60 to 67 positions."""
-    metrics = EvaluationMetrics(4, 3, [MajorityVoting()], num_bootstrap=200, written=True)
+    metrics = EvaluationMetrics(4, 3, [MajorityVoting()], written=True)
     for seed in range(8):
-        metrics.update_from_record(make_record(seed, written=True))
+        metrics.update(make_record(seed, written=True))
     found = metrics.compute()
     assert found["accuracy"]["written"] == 0.25 and found["token_steps"]["written"] == 63.5
     low, high = found["confidence_interval"]["written"]
     assert low <= 0.25 <= high
     voting = found["accuracy"]["majority_voting"]["4"]
     assert found["difference_to_majority_voting"]["written"]["mean"] == pytest.approx(0.25 - voting, abs=1e-6)
-    strategies = {strategy.name: strategy for strategy in report.strategies(found)}
-    assert list(strategies)[:3] == ["greedy", "written", "single"]
-    assert strategies["written"].token_steps == 63.5
+    rows = {row.strategy.key: row for row in report.results(found)}
+    assert list(rows)[:3] == ["greedy", "written", "single"]
+    assert rows["written"].token_steps == 63.5
     report.figures(found)

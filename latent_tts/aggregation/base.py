@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -33,16 +33,40 @@ class Aggregate:
     """What each distinct answer (by `answer_key`) gathered, in votes or shares of weight; None where nothing is."""
 
 
-class Aggregation(Protocol):
-    """One way to turn N rollouts of a problem into one answer."""
+class Named:
+    """How an algorithm with options is called: in configurations, in results, and for people."""
+
+    family: ClassVar[str]
+    """Its name in configurations: `best_of_n`."""
+    label: ClassVar[str]
+    """Its name for people: `best-of-N`."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What differs from the defaults, a word each, as it stands in names: `mean`, `t0.5`."""
+        return ()
 
     @property
     def name(self) -> str:
-        """The key under which results are reported."""
+        """The key under which results are reported: `best_of_n_mean`."""
+        return "_".join((self.family, *self.options))
+
+
+class Aggregation(Protocol):
+    """One way to turn N rollouts of a problem into one answer; a class of it is `Named`."""
+
+    family: ClassVar[str]
+    label: ClassVar[str]
+    needs_scores: ClassVar[bool]
+    """Whether `scores` must be given."""
 
     @property
-    def needs_scores(self) -> bool:
-        """Whether `scores` must be given."""
+    def options(self) -> tuple[str, ...]:
+        """See `Named`."""
+
+    @property
+    def name(self) -> str:
+        """See `Named`."""
 
     def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> Aggregate:
         """Choose one answer.

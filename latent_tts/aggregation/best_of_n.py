@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from latent_tts.aggregation.base import Aggregate, StepReduction, answer_classes, check_ks, rollout_scores, score_order
+from latent_tts.aggregation.base import (
+    Aggregate,
+    Named,
+    StepReduction,
+    answer_classes,
+    check_ks,
+    rollout_scores,
+    score_order,
+)
 from latent_tts.errors import UserError
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(Named):
     """The single best-scored rollout decides."""
 
     reduction: StepReduction = "sum"
@@ -25,14 +34,14 @@ class BestOfN:
     skip_invalid: bool = False
     """Rank rollouts without a parsed answer last; the published rule ranks by score alone."""
 
-    needs_scores = True
+    family = "best_of_n"
+    label = "best-of-N"
+    needs_scores: ClassVar[bool] = True
 
     @property
-    def name(self) -> str:
-        """`best_of_n`, with what differs from the published rule appended."""
-        return "_".join(
-            ["best_of_n"] + [self.reduction] * (self.reduction != "sum") + ["skip_invalid"] * self.skip_invalid
-        )
+    def options(self) -> tuple[str, ...]:
+        """What differs from the published rule."""
+        return (self.reduction,) * (self.reduction != "sum") + ("skip_invalid",) * self.skip_invalid
 
     def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
         """The best-scored rollout; its answer may be None. See `Aggregation.choose`."""

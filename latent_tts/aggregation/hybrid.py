@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from latent_tts.aggregation.base import (
     Aggregate,
+    Named,
     StepReduction,
     answer_classes,
     check_ks,
@@ -31,7 +33,7 @@ from latent_tts.errors import UserError
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(Named):
     """Majority voting among the best-scored rollouts."""
 
     reduction: StepReduction = "sum"
@@ -39,17 +41,18 @@ class Hybrid:
     keep: float = 0.5
     """The share of the rollouts with an answer that vote, in (0, 1]."""
 
-    needs_scores = True
+    family = "hybrid"
+    label = "hybrid"
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise UserError(f"hybrid aggregation has keep = {self.keep}: it must be in (0, 1]")
 
     @property
-    def name(self) -> str:
-        """`hybrid`, with what differs from the defaults appended."""
-        parts = ["hybrid"] + [self.reduction] * (self.reduction != "sum")
-        return "_".join(parts + [f"keep{self.keep:g}"] * (self.keep != 0.5))
+    def options(self) -> tuple[str, ...]:
+        """See `Named.options`."""
+        return (self.reduction,) * (self.reduction != "sum") + (f"keep{self.keep:g}",) * (self.keep != 0.5)
 
     def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
         """The winner among the kept; `weights` are their votes, `index` its best rollout. See `Aggregation.choose`."""

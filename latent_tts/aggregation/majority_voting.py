@@ -22,19 +22,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from latent_tts.aggregation.base import Aggregate, answer_classes, check_ks, class_credits
+from latent_tts.aggregation.base import Aggregate, Named, answer_classes, check_ks, class_credits
 
 
 @dataclass(frozen=True)
-class MajorityVoting:
+class MajorityVoting(Named):
     """One rollout, one vote. Needs no scores."""
 
-    name = "majority_voting"
-    needs_scores = False
+    family = "majority_voting"
+    label = "majority voting"
+    needs_scores: ClassVar[bool] = False
 
     def choose(
         self, answers: Sequence[float | None], scores: Tensor | None = None, mask: Tensor | None = None

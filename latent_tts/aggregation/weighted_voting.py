@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
 from latent_tts.aggregation.base import (
     Aggregate,
+    Named,
     StepReduction,
     answer_classes,
     check_ks,
@@ -39,7 +40,7 @@ TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class WeightedVoting:
+class WeightedVoting(Named):
     """Votes weighted by score."""
 
     reduction: StepReduction = "sum"
@@ -49,7 +50,9 @@ class WeightedVoting:
     temperature: float = 1.0
     """Scores are divided by it first; above 0."""
 
-    needs_scores = True
+    family = "weighted_voting"
+    label = "weighted voting"
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -58,11 +61,11 @@ class WeightedVoting:
             raise UserError(f"weighting '{self.weighting}' is unknown: use one of {', '.join(get_args(Weighting))}")
 
     @property
-    def name(self) -> str:
-        """`weighted_voting`, with what differs from the defaults appended."""
-        parts = ["weighted_voting"] + [self.reduction] * (self.reduction != "sum")
-        parts += [self.weighting] * (self.weighting != "softmax")
-        return "_".join(parts + [f"t{self.temperature:g}"] * (self.temperature != 1.0))
+    def options(self) -> tuple[str, ...]:
+        """See `Named.options`."""
+        reduction = (self.reduction,) * (self.reduction != "sum")
+        weighting = (self.weighting,) * (self.weighting != "softmax")
+        return reduction + weighting + (f"t{self.temperature:g}",) * (self.temperature != 1.0)
 
     def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
         """The answer with the most weight; `weights` are shares that sum to 1. See `Aggregation.choose`."""

@@ -1,132 +1,34 @@
-"""What an evaluation leaves on disk: prediction records that survive a kill, and the settings they were made with.
+"""What an evaluation leaves on disk, the settings it was made with, and what a run with the same settings goes on from.
 
-    OUTPUT/predictions/rank-00000.jsonl    one line a problem, appended and flushed when the problem is finished
-    OUTPUT/predictions/settings.json       everything the records depend on; another run must agree to go on in this folder
-    OUTPUT/config.yaml                     the whole configuration, `evaluate.py --config OUTPUT/config.yaml` runs it again
-    OUTPUT/metrics.json, report.md, tensorboard/    functions of the records, rewritten when a run ends
-
-A record is written with one `write` of one line. A kill can therefore leave at most one torn line at the end of a file:
-readers pass over it, and the next writer cuts it off.
+OUTPUT/predictions/rank-00000.jsonl    the records; see `latent_tts.evaluation.prediction_files`
+OUTPUT/predictions/settings.json       everything the records depend on; another run must agree to go on in this folder
+OUTPUT/config.yaml                     the whole configuration, `evaluate.py --config OUTPUT/config.yaml` runs it again
+OUTPUT/metrics.json, report.md, tensorboard/    functions of the records, rewritten when a run ends
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latent_tts.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one folder at once go unnoticed there
-    fcntl = None  # type: ignore[assignment]
-
-Record = dict[str, Any]
-"""One problem's line; `ParallelTTSModule.predict_step` says what it holds."""
+from latent_tts.evaluation.prediction_files import (
+    PREDICTIONS,
+    cut_torn_line,
+    prediction_files,
+    prediction_path,
+    read_records,
+)
+from latent_tts.evaluation.records import Record
 
 Settings = dict[str, Any]
 """Flat: `model.num_rollouts` -> 16. Two runs may share a folder only when all of it agrees."""
 
-SIGNIFICANT_DIGITS = 6
-"""Measured floats (scores, diversity, metrics) are stored to this many significant digits, answers exactly."""
-
 _GROWING = ("data.limit", "data.size")  # settings that may grow from one run in a folder to the next
-PREDICTIONS, SETTINGS_FILE, CONFIG_FILE = "predictions", "settings.json", "config.yaml"
-
-
-def significant(value: float, digits: int = SIGNIFICANT_DIGITS) -> float:
-    """The value as it is stored: 0.123456789 -> 0.123457."""
-    return float(f"{value:.{digits}g}")
-
-
-def rounded(value: Any, digits: int = SIGNIFICANT_DIGITS) -> Any:
-    """Every float of a nested structure as it is stored; tuples become lists, as JSON has no others."""
-    if isinstance(value, float):
-        return significant(value, digits)
-    if isinstance(value, Mapping):
-        return {key: rounded(item, digits) for key, item in value.items()}
-    return [rounded(item, digits) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-# Records ------------------------------------------------------------------------------------------------------------
-
-
-def prediction_path(output: Path, rank: int) -> Path:
-    return output / PREDICTIONS / f"rank-{rank:05d}.jsonl"
-
-
-def prediction_files(output: Path) -> list[Path]:
-    """The record files of all ranks of all earlier runs, by rank."""
-    return sorted((output / PREDICTIONS).glob("rank-*.jsonl"))
-
-
-def read_records(paths: Iterable[Path]) -> Iterator[Record]:
-    """The whole records of files, one at a time; a torn last line is passed over.
-
-    Raises:
-        UserError: A line that is not the last one of its file is damaged.
-    """
-    for path in paths:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    if file.read(1):
-                        raise UserError(
-                            f"Line {number} of {path} is damaged: delete that line to have its problem run again, "
-                            "or start afresh with another --output."
-                        ) from None
-
-
-def cut_torn_line(path: Path) -> None:
-    """Cuts off what a kill left of a last line; whole lines stay as they are."""
-    if not path.exists():
-        return
-    with path.open("rb+") as file:
-        offset = whole = 0
-        for line in file:
-            offset += len(line)
-            whole = offset if line.endswith(b"}\n") else whole  # a write lost with the power may leave zeros
-        if whole < offset:
-            file.truncate(whole)
-
-
-class RecordWriter:
-    """Appends records to one file: one line, one write, flushed. The file is made when the first record comes.
-
-    Raises:
-        UserError: Another process is writing the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: Any = None
-
-    def append(self, record: Record) -> None:
-        if self._file is None:
-            self._file = self._open()
-        self._file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    def _open(self) -> Any:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab", buffering=0)
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another run is writing {self.path}: wait for it, or use another --output.") from None
-            except OSError:
-                pass  # a file system without locks
-        return file
+SETTINGS_FILE, CONFIG_FILE = "settings.json", "config.yaml"
 
 
 # Settings -----------------------------------------------------------------------------------------------------------
@@ -230,11 +132,11 @@ class FinishedProblems:
         self.files_to_count = files[rank::world_size]  # every record is counted by exactly one rank
         self.ids: set[str] = set()
         for record in read_records(files):
-            if record["problem_id"] in self.ids:
+            if record.problem_id in self.ids:
                 raise UserError(
-                    f"{output} holds problem {record['problem_id']} twice: start afresh with another --output."
+                    f"{output} holds problem {record.problem_id} twice: start afresh with another --output."
                 )
-            self.ids.add(record["problem_id"])
+            self.ids.add(record.problem_id)
 
     def __contains__(self, problem_id: str) -> bool:
         return problem_id in self.ids

@@ -1,57 +1,115 @@
-"""Accuracy of an aggregation at every k."""
+"""Accuracy of strategies over problems, and what they gain on one of them, with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from latent_tts.errors import UserError
+from latent_tts.metrics.intervals import Bounds, Interval, difference_bounds, share_bounds
+
+Column = TypeVar("Column", bound=Hashable)
 
 
-def _aggregation_accuracy_update(expected: Tensor, num_ks: int) -> tuple[Tensor, int]:
-    """Sums over problems (K,) and the number of problems."""
-    if expected.ndim != 2 or expected.shape[1] != num_ks:
-        raise UserError(f"expected accuracies have shape {tuple(expected.shape)}: they must be (problems, {num_ks})")
-    return expected.double().sum(0), len(expected)
+def _mean_update(values: Tensor, num_columns: int) -> tuple[Tensor, Tensor, int]:
+    """Sums and sums of squares over problems, (K,) each, and the number of problems."""
+    if values.ndim != 2 or values.shape[1] != num_columns:
+        raise UserError(f"values have shape {tuple(values.shape)}: they must be (problems, {num_columns})")
+    values = values.double()
+    if not torch.isfinite(values).all():
+        raise UserError("a value of a problem is not finite: leave the problem out, or count it as wrong")
+    return values.sum(0), values.square().sum(0), len(values)
 
 
-def _aggregation_accuracy_compute(sums: Tensor, count: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    return dict(zip(ks, (sums / count).tolist(), strict=True))
+def _mean_compute(sums: Tensor, squares: Tensor, count: Tensor, bounds: Callable[..., Bounds]) -> list[Interval]:
+    """The mean of each column with its interval; NaN before the first problem."""
+    if not count:
+        return [Interval(math.nan, math.nan, math.nan)] * len(sums)
+    means = (sums / count).cpu().numpy()
+    low, high = bounds(means, (squares / count).cpu().numpy(), float(count))
+    return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
 
 
-class AggregationAccuracy(Metric):
-    """Mean over problems of an aggregation's expected accuracy at every k; `compute` gives {k: value in 0..1}.
-
-    The values come from `Aggregation.expected_accuracy`, once per problem; the same values go into the record and into
-    `BootstrapIntervals`, so that nothing is computed twice:
-
-        accuracy = AggregationAccuracy(ks)
-        accuracy.update(torch.tensor([MajorityVoting().expected_accuracy(answers, correct, None, None, ks)]))
+class MeanOverProblems(Metric, Generic[Column]):
+    """Means over problems of K named values with intervals; states are sums, so order, batches and ranks change nothing.
 
     Args:
-        ks: the values of k; see `latent_tts.aggregation.k_grid`.
+        columns: What the K values are, any distinct keys: strategies, or values of k.
+    """
+
+    full_state_update = False
+    sums: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        if len(set(columns)) < len(columns):
+            raise UserError(f"columns of a metric repeat: {', '.join(map(str, columns))}; name each once")
+        self.columns = list(columns)
+        for name in ("sums", "squares"):
+            self.add_state(name, torch.zeros(len(self.columns), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def running_mean(self, column: Column) -> float:
+        """The mean over the problems of this process so far; NaN before the first."""
+        return float(self.sums[self.columns.index(column)] / self.count)
+
+    def _add(self, values: Tensor) -> None:
+        sums, squares, count = _mean_update(values.to(self.sums.device), len(self.columns))
+        self.sums += sums
+        self.squares += squares
+        self.count += count
+
+    def _intervals(self, bounds: Callable[..., Bounds]) -> dict[Column, Interval]:
+        found = _mean_compute(self.sums, self.squares, self.count, bounds)
+        return dict(zip(self.columns, found, strict=True))
+
+
+class Accuracy(MeanOverProblems[Column]):
+    """Mean accuracy of strategies; `compute` gives {column: Interval} in 0..1.
+
+    A value is 0 or 1 where a strategy gave one answer, else its expected accuracy (`Aggregation.expected_accuracy`).
     """
 
     higher_is_better = True
-    full_state_update = False
-    sums: Tensor
-    count: Tensor
 
-    def __init__(self, ks: Sequence[int]) -> None:
-        super().__init__()
-        self.ks = list(ks)
-        self.add_state("sums", torch.zeros(len(self.ks), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+    def update(self, values: Tensor) -> None:
+        """Add P problems: (P, K), the accuracy of each strategy on each problem."""
+        self._add(values)
 
-    def update(self, expected: Tensor) -> None:
-        """Add P problems: `expected` (P, K), the expected accuracy of each problem at each k."""
-        sums, count = _aggregation_accuracy_update(expected, len(self.ks))
-        self.sums += sums.to(self.sums.device)
-        self.count += count
+    def compute(self) -> dict[Column, Interval]:
+        """{column: mean and interval}."""
+        return self._intervals(share_bounds)
 
-    def compute(self) -> dict[int, float]:
-        """{k: accuracy}."""
-        return _aggregation_accuracy_compute(self.sums, self.count, self.ks)
+
+class PairedDifference(MeanOverProblems[Column]):
+    """Mean paired difference of strategies to a baseline on the same problems; `compute` gives {column: Interval}."""
+
+    def update(self, values: Tensor, baseline: Tensor) -> None:
+        """Add P problems: accuracies (P, K), and those of the baseline (P,)."""
+        self._add(values - baseline[:, None])
+
+    def compute(self) -> dict[Column, Interval]:
+        """{column: mean difference and interval}, in -1..1."""
+        return self._intervals(difference_bounds)
+
+
+class MeanCost(MeanOverProblems[Column]):
+    """Mean token steps of strategies; `compute` gives {column: mean}."""
+
+    higher_is_better = False
+
+    def update(self, values: Tensor) -> None:
+        """Add P problems: (P, K) token steps."""
+        self._add(values)
+
+    def compute(self) -> dict[Column, float]:
+        """{column: mean}; NaN before the first problem."""
+        means: list[Any] = (self.sums / self.count).tolist()
+        return dict(zip(self.columns, means, strict=True))

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from latent_tts.aggregation.base import check_ks
 from latent_tts.errors import UserError
+from latent_tts.metrics.accuracy import MeanOverProblems
+from latent_tts.metrics.intervals import Interval, share_bounds
 
 
 def coverage_at(correct: Tensor, ks: Sequence[int]) -> Tensor:
@@ -39,40 +40,19 @@ def coverage_at(correct: Tensor, ks: Sequence[int]) -> Tensor:
     return 1 - missed[:, num_right].T
 
 
-def _coverage_update(correct: Tensor, ks: Sequence[int]) -> tuple[Tensor, int]:
-    """Sums over problems (K,) and the number of problems."""
-    return coverage_at(correct, ks).sum(0), len(correct)
-
-
-def _coverage_compute(sums: Tensor, count: Tensor, ks: Sequence[int]) -> dict[int, float]:
-    return dict(zip(ks, (sums / count).tolist(), strict=True))
-
-
-class Coverage(Metric):
-    """Mean unbiased coverage over problems at every k; `compute` gives {k: value in 0..1}, NaN before the first
-    problem.
+class Coverage(MeanOverProblems[int]):
+    """Mean unbiased coverage over problems at every k; `compute` gives {k: Interval} in 0..1.
 
     Args:
-        ks: the values of k; see `latent_tts.aggregation.k_grid`.
+        ks: The values of k; see `latent_tts.aggregation.k_grid`.
     """
 
     higher_is_better = True
-    full_state_update = False
-    sums: Tensor
-    count: Tensor
-
-    def __init__(self, ks: Sequence[int]) -> None:
-        super().__init__()
-        self.ks = list(ks)
-        self.add_state("sums", torch.zeros(len(self.ks), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, correct: Tensor) -> None:
         """Add P problems: `correct` (P, N), true where a rollout is right."""
-        sums, count = _coverage_update(correct, self.ks)
-        self.sums += sums.to(self.sums.device)
-        self.count += count
+        self._add(coverage_at(correct, self.columns))
 
-    def compute(self) -> dict[int, float]:
-        """{k: coverage}."""
-        return _coverage_compute(self.sums, self.count, self.ks)
+    def compute(self) -> dict[int, Interval]:
+        """{k: coverage and interval}; NaN before the first problem."""
+        return self._intervals(share_bounds)

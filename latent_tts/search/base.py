@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -63,11 +63,22 @@ class StepScorer(Protocol):
 
 
 class Search(Protocol):
-    """One way to spend a budget of latent steps under the eyes of a reward model."""
+    """One way to spend a budget of latent steps under the eyes of a reward model; a class of it is `Named`."""
+
+    family: ClassVar[str]
+    label: ClassVar[str]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """See `Named`."""
 
     @property
     def name(self) -> str:
-        """The key under which results are reported, with the budget: `beam_search@4x4`."""
+        """See `Named`."""
+
+    @property
+    def budget(self) -> str:
+        """What it may spend, as results name it: `4x4`."""
 
     def search(
         self,

@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from latent_tts.aggregation import MajorityVoting, StepReduction, reduce_step_scores
+from latent_tts.aggregation import MajorityVoting, Named, StepReduction, reduce_step_scores
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
@@ -35,7 +35,7 @@ Final = Literal["best", "vote"]
 
 
 @dataclass(frozen=True)
-class BeamSearch:
+class BeamSearch(Named):
     """Reward-guided beam search; see the module's docstring."""
 
     num_beams: int = 4
@@ -49,6 +49,9 @@ class BeamSearch:
     num_first: int | None = None
     """First thoughts drawn; B * C where it is left out."""
 
+    family = "beam_search"
+    label = "beam search"
+
     def __post_init__(self) -> None:
         for option in ("num_beams", "num_candidates", "num_first"):
             value = getattr(self, option)
@@ -59,11 +62,16 @@ class BeamSearch:
                 raise UserError(f"beam search has {option} {getattr(self, option)!r}: use one of {', '.join(choices)}")
 
     @property
-    def name(self) -> str:
-        """`beam_search@4x4`, with what differs from the defaults before the `@`."""
-        parts = ["beam_search"] + [self.reduction] * (self.reduction != "sum") + [self.final] * (self.final != "best")
-        parts += [f"first{self.num_first}"] * (self.num_first is not None)
-        return f"{'_'.join(parts)}@{self.num_beams}x{self.num_candidates}"
+    def options(self) -> tuple[str, ...]:
+        """See `Named.options`."""
+        final = (self.final,) * (self.final != "best")
+        first = (f"first{self.num_first}",) * (self.num_first is not None)
+        return (self.reduction,) * (self.reduction != "sum") + final + first
+
+    @property
+    def budget(self) -> str:
+        """`4x4`: beams and candidates."""
+        return f"{self.num_beams}x{self.num_candidates}"
 
     @torch.inference_mode()
     def search(

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_tts.aggregation.base import answer_classes
+from latent_tts.aggregation.base import Named, answer_classes
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
@@ -53,7 +53,7 @@ _TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class ParticleFiltering:
+class ParticleFiltering(Named):
     """Sequential Monte-Carlo with the reward model's scores as weights; see the module's docstring."""
 
     num_particles: int = 16
@@ -66,6 +66,9 @@ class ParticleFiltering:
     """What a step score is: the log-value of the prefix (`potential`), or the contribution of its step (`reward`)."""
     final: Final = "vote"
     """Who answers: the particles, which `vote` by weight, or the one of the `best` weight; the lower wins ties."""
+
+    family = "particle_filtering"
+    label = "particle filtering"
 
     def __post_init__(self) -> None:
         if self.num_particles < 1:
@@ -81,16 +84,20 @@ class ParticleFiltering:
                 )
 
     @property
-    def name(self) -> str:
-        """`particle_filtering@16`, with what differs from the defaults before the `@`."""
+    def options(self) -> tuple[str, ...]:
+        """See `Named.options`."""
         differences = {
             self.scores: self.scores != "potential",
             self.final: self.final != "vote",
             f"t{self.temperature:g}": self.temperature != 1.0,
             f"ess{self.threshold:g}": self.threshold != 0.5,
         }
-        parts = ["particle_filtering"] + [part for part, differs in differences.items() if differs]
-        return f"{'_'.join(parts)}@{self.num_particles}"
+        return tuple(word for word, differs in differences.items() if differs)
+
+    @property
+    def budget(self) -> str:
+        """The number of particles."""
+        return str(self.num_particles)
 
     @torch.inference_mode()
     def search(

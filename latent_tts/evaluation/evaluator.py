@@ -1,0 +1,246 @@
+"""From problems to records: the journey of a batch of problems, each step one call.
+
+problems -> prompts -> rollouts -> greedy answers -> written answers -> step scores -> searches -> records with chosen answers
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from latent_tts.aggregation import Aggregation
+from latent_tts.answers import AnswerRule, answers_equal
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.memory import DoesNotFitError, FittingParts
+from latent_tts.engine.prompts import Prompt
+from latent_tts.engine.rollouts import Rollouts, join_rollouts
+from latent_tts.engine.state import ThoughtState
+from latent_tts.errors import UserError
+from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, SearchRecord, TokenSteps, rounded
+from latent_tts.evaluation.strategies import make_aggregations, of_search
+from latent_tts.evaluation.summary import choose
+from latent_tts.metrics.diversity import step_diversity
+from latent_tts.problems import Problem
+from latent_tts.reward import LatentRewardModel
+from latent_tts.sampling import Deterministic, PromptSharing
+from latent_tts.search import Search, SearchResult
+
+R = TypeVar("R")
+
+
+@dataclass
+class RolloutClock:
+    """Rollouts that were drawn, and the seconds that it took."""
+
+    seconds: float = 0.0
+    num_rollouts: int = 0
+
+    @property
+    def rollouts_per_second(self) -> float | None:
+        """None before the first."""
+        return self.num_rollouts / self.seconds if self.num_rollouts else None
+
+    def add(self, started: float, num_rollouts: int, device: torch.device) -> None:
+        """Counts rollouts since a moment of `time.perf_counter`; a GPU is waited for."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.seconds += time.perf_counter() - started
+        self.num_rollouts += num_rollouts
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What was made of a batch of B problems."""
+
+    prompts: list[Prompt]
+    rollouts: Rollouts
+    greedy: Rollouts
+    written: Rollouts | None
+    scores: Tensor | None  # (B, N, T)
+    found: dict[str, SearchResult]  # by Strategy.key
+
+
+class Evaluator:
+    """Makes a record of every problem.
+
+    A record depends on the problem, the seed and the parts given here alone: neither on the batch, nor on what memory allows
+    (a batch that does not fit is cut in parts).
+
+    Args:
+        engine: Draws the rollouts.
+        reward_model: Scores them, and guides searches.
+        aggregations: How the N rollouts become one answer; None for all that need no more than what is given.
+        searches: Run beside the rollouts; they need a reward model.
+        num_rollouts: N, rollouts of each problem.
+        seed: Seed of every random draw.
+        answer_rule: When an answer equals the gold one.
+        written_engine: Of a model that reasons in writing, whose greedy answers are kept beside those of the latent one.
+
+    Raises:
+        UserError: N below 1, an aggregation or search that needs a reward model without one, or a reward model of another size.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        reward_model: LatentRewardModel | None = None,
+        aggregations: Sequence[Aggregation] | None = None,
+        searches: Sequence[Search] = (),
+        num_rollouts: int = 16,
+        seed: int = 0,
+        answer_rule: AnswerRule = "tolerance",
+        written_engine: RolloutEngine | None = None,
+    ) -> None:
+        if num_rollouts < 1:
+            raise UserError(
+                f"num_rollouts must be at least 1, got {num_rollouts}: it is the number of rollouts of each problem."
+            )
+        self.engine, self.reward_model, self.written_engine = engine, reward_model, written_engine
+        self.greedy_engine = RolloutEngine(engine.backbone, Deterministic(), engine.max_answer_tokens)
+        if aggregations is None:
+            aggregations = make_aggregations(None, scored=reward_model is not None)
+        self.aggregations = list(aggregations)
+        self.searches = {of_search(search): search for search in searches}
+        self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
+        self.clock = RolloutClock()
+        self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
+        self._rollout_parts = FittingParts("rollouts of one problem")
+        self._check_reward_model()
+
+    def _check_reward_model(self) -> None:
+        backbone, model = self.engine.backbone, self.reward_model
+        if model is None:
+            needing = [part.name for part in self.aggregations if part.needs_scores] + [s.key for s in self.searches]
+            if needing:
+                raise UserError(f"{needing[0]} needs step scores: give a reward model, or leave it out.")
+        elif model.hidden_size != backbone.hidden_size:
+            raise UserError(
+                f"The reward model scores latents of size {model.hidden_size}, but the backbone's have "
+                f"{backbone.hidden_size}: use the reward model trained for this backbone."
+            )
+
+    @torch.inference_mode()
+    def evaluate(self, problems: Sequence[Problem]) -> list[Record]:
+        """One record a problem, in their order.
+
+        Raises:
+            UserError: Not even one problem with one rollout fits in memory.
+        """
+        try:
+            parts = self._problem_parts.run(lambda first, end: self._evaluate(problems[first:end]), len(problems))
+        except DoesNotFitError as error:
+            raise UserError(
+                f"Not even one problem with one rollout fits in the memory of {self.engine.backbone.device}: take "
+                "--model.dtype bfloat16, a smaller --model.max_answer_tokens, or a device with more room."
+            ) from error
+        return [record for part in parts for record in part]
+
+    def _evaluate(self, problems: Sequence[Problem]) -> list[Record]:
+        questions, ids = [problem.question for problem in problems], [problem.problem_id for problem in problems]
+        started = time.perf_counter()
+        start = self.engine.start(questions, self.seed, ids)
+        rollouts = self._rollouts(start, ids)
+        self.clock.add(started, len(problems) * self.num_rollouts, self.engine.backbone.device)
+        drawn = _Drawn(
+            prompts=start.prompts,
+            rollouts=rollouts,
+            greedy=self._greedy(start, questions, ids),
+            written=None if self.written_engine is None else self.written_engine.rollout(questions, num_rollouts=1),
+            scores=self._scores(questions, rollouts),
+            found=self._search(questions, ids, start),
+        )
+        records = [self._record(problem, i, drawn) for i, problem in enumerate(problems)]
+        return [replace(record, chosen=choose(record, self.aggregations)) for record in records]
+
+    # Steps ----------------------------------------------------------------------------------------------------------
+
+    def _rollouts(self, start: ThoughtState, ids: list[str]) -> Rollouts:
+        parts = self._over_rollouts(lambda first, end: self.engine.rollout_from(start, end - first, first), len(ids))
+        return join_rollouts(parts)
+
+    def _greedy(self, start: ThoughtState, questions: Sequence[str], ids: list[str]) -> Rollouts:
+        """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
+        if self.engine.sampler.prompt_sharing is PromptSharing.ALL:
+            return self.greedy_engine.rollout_from(start, 1)
+        return self.greedy_engine.rollout(questions, 1, self.seed, ids)
+
+    def _scores(self, questions: Sequence[str], rollouts: Rollouts) -> Tensor | None:
+        """Step scores (B, N, T), on the CPU."""
+        model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
+        if model is None:
+            return None
+        parts = self._over_rollouts(
+            lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]), len(questions)
+        )
+        return torch.cat(parts, dim=1).cpu()
+
+    def _search(self, questions: Sequence[str], ids: list[str], start: ThoughtState) -> dict[str, SearchResult]:
+        if self.reward_model is None:
+            return {}
+        return {
+            strategy.key: search.search(self.engine, self.reward_model, questions, self.seed, ids, start)
+            for strategy, search in self.searches.items()
+        }
+
+    def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int) -> list[R]:
+        """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""
+        return self._rollout_parts.run(work, self.num_rollouts) if num_problems == 1 else [work(0, self.num_rollouts)]
+
+    # Records --------------------------------------------------------------------------------------------------------
+
+    def _record(self, problem: Problem, i: int, drawn: _Drawn) -> Record:
+        greedy, written = drawn.greedy, drawn.written
+        per_step = step_diversity(drawn.rollouts.latents[i], drawn.rollouts.num_latents[i]).tolist()
+        return Record(
+            problem_id=problem.problem_id,
+            question=problem.question,
+            gold=problem.gold,
+            greedy=AnswerRecord(*self._judged(problem, greedy.texts[i][0], greedy.answers[i][0])),
+            rollouts=self._rollout_records(problem, i, drawn),
+            search={
+                key: SearchRecord(
+                    *self._judged(problem, result.texts[i], result.answers[i]), int(result.token_steps[i])
+                )
+                for key, result in drawn.found.items()
+            },
+            diversity=tuple(rounded([None if math.isnan(value) else value for value in per_step])),
+            token_steps=self._token_steps(i, drawn),
+            chosen={},
+            written=None
+            if written is None
+            else SearchRecord(
+                *self._judged(problem, written.texts[i][0], written.answers[i][0]), int(written.token_steps[i])
+            ),
+        )
+
+    def _rollout_records(self, problem: Problem, i: int, drawn: _Drawn) -> tuple[RolloutRecord, ...]:
+        rollouts, num_latents = drawn.rollouts, drawn.rollouts.num_latents[i].tolist()
+        scores = [None] * self.num_rollouts if drawn.scores is None else drawn.scores[i].tolist()
+        parts = zip(rollouts.texts[i], rollouts.answers[i], num_latents, scores, strict=True)
+        return tuple(
+            RolloutRecord(
+                *self._judged(problem, text, answer), length, None if steps is None else tuple(rounded(steps[:length]))
+            )
+            for text, answer, length, steps in parts
+        )
+
+    def _token_steps(self, i: int, drawn: _Drawn) -> TokenSteps:
+        """What is shared goes through a model once for all N rollouts: the prompt, as far as its pass is not random."""
+        prompt, thoughts = len(drawn.prompts[i].ids), int(drawn.rollouts.num_latents[i].sum())
+        scored = drawn.scores is not None
+        return TokenSteps(
+            rollouts=int(drawn.rollouts.token_steps[i]),
+            rollouts_shared=int(drawn.rollouts.shared_steps[i]),
+            reward=(prompt + thoughts) * scored,
+            reward_shared=prompt * scored,
+            greedy=int(drawn.greedy.token_steps[i]),
+        )
+
+    def _judged(self, problem: Problem, text: str, answer: float | None) -> tuple[str, float | None, bool]:
+        return text, answer, answers_equal(answer, problem.gold, self.answer_rule)

@@ -1,0 +1,114 @@
+"""The records of a run on disk: files that survive a kill.
+
+A record is written with one `write` of one line. A kill can therefore leave at most one torn line at the end of a file:
+readers pass over it, and the next writer cuts it off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from latent_tts.errors import UserError
+from latent_tts.evaluation.records import MalformedRecordError, Record
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two runs in one folder at once go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+PREDICTIONS = "predictions"
+
+
+def prediction_path(output: Path, rank: int) -> Path:
+    return output / PREDICTIONS / f"rank-{rank:05d}.jsonl"
+
+
+def prediction_files(output: Path) -> list[Path]:
+    """The record files of all ranks of all earlier runs, by rank."""
+    return sorted((output / PREDICTIONS).glob("rank-*.jsonl"))
+
+
+def read_records(paths: Iterable[Path]) -> Iterator[Record]:
+    """The whole records of files, one at a time; a torn last line is passed over.
+
+    Raises:
+        UserError: A line is no record, or is damaged and not the last one of its file.
+    """
+    for path in paths:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = json.loads(line, parse_constant=_refuse_constant)
+                except (ValueError, RecursionError):
+                    if file.read(1):
+                        raise _unreadable(path, number, "is damaged") from None
+                    return
+                yield _record(row, path, number)
+
+
+def _record(row: Any, path: Path, number: int) -> Record:
+    try:
+        return Record.from_json(row)
+    except MalformedRecordError as error:
+        raise _unreadable(path, number, f"is no record ({error})") from error
+
+
+def _unreadable(path: Path, number: int, why: str) -> UserError:
+    return UserError(
+        f"Line {number} of {path} {why}: delete that line to have its problem run again, or start afresh with another "
+        "--output."
+    )
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cuts off what a kill left of a last line; whole lines stay as they are."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        offset = whole = 0
+        for line in file:
+            offset += len(line)
+            whole = offset if line.endswith(b"}\n") else whole  # a write lost with the power may leave zeros
+        if whole < offset:
+            file.truncate(whole)
+
+
+class RecordWriter:
+    """Appends records to one file: one line, one write, flushed. The file is made when the first record comes.
+
+    Raises:
+        UserError: Another process is writing the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: Any = None
+
+    def append(self, record: Record) -> None:
+        if self._file is None:
+            self._file = self._open()
+        self._file.write((json.dumps(record.to_json(), ensure_ascii=False) + "\n").encode())
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> Any:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("ab", buffering=0)
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"Another run is writing {self.path}: wait for it, or use another --output.") from None
+            except OSError:
+                pass  # a file system without locks
+        return file

@@ -1,0 +1,19 @@
+"""From the numbers of metrics.json to what people read: tables for the console and report.md, and the figures."""
+
+from latent_tts.evaluation.report.console import console_tables
+from latent_tts.evaluation.report.figures import figures, save_figures
+from latent_tts.evaluation.report.markdown import markdown
+from latent_tts.evaluation.report.tables import DASH, Cell, StrategyResult, curves, facts, results
+
+__all__ = [
+    "DASH",
+    "Cell",
+    "StrategyResult",
+    "console_tables",
+    "curves",
+    "facts",
+    "figures",
+    "markdown",
+    "results",
+    "save_figures",
+]

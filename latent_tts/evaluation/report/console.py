@@ -1,0 +1,37 @@
+"""The tables of a run in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latent_tts.evaluation.report.tables import Metrics, curve_rows, result_rows
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def console_tables(metrics: Metrics) -> list[Table]:
+    """Accuracy over k, and every strategy at its full budget; each interval stands below its value."""
+    roomy = int(len(metrics["coverage"]) <= 5)  # else intervals are rounded, which fits 64 rollouts in
+    over_k = curve_rows(metrics, "\n", decimals=roomy)
+    return [
+        _table("Accuracy in % after k rollouts, 95 % intervals below", *over_k, padding=roomy),
+        _table("Every strategy at its full budget", *result_rows(metrics, "\n"), padding=0),
+    ]
+
+
+def _table(title: str, header: list[str], rows: list[list[str]], padding: int) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE, padding=(0, padding))
+    for name in header:
+        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_dim_second_line, row))
+    return table
+
+
+def _dim_second_line(text: str) -> str:
+    first, newline, second = text.partition("\n")
+    return f"{first}\n[dim]{second}[/dim]" if newline else first
