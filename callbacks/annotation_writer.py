@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from latent_tts.annotation.store import AnnotatedProblem, AnnotationWriter, write_index
+from datamodules.rollout_data import RolloutDataModule
+from latent_tts.annotation.records import AnnotatedProblem
+from latent_tts.annotation.writer import AnnotationWriter, write_index
+from latent_tts.errors import UserError
+from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 
 
 class WriteAnnotations(Callback):
@@ -29,28 +33,36 @@ class WriteAnnotations(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the folder and reads which problems are there; a UserError leaves everything as it was."""
-        module: Any = pl_module
+        module, data = _parts(trainer, pl_module)
         settings = module.annotation_settings(self.data, str(trainer.precision))
-        self._writer = AnnotationWriter(self.output, settings, trainer.global_rank, self.shard_size)
-        finished = set(self._writer.done)
-        trainer.strategy.barrier("what is on disk is read")  # before any rank adds to it
+        refused: UserError | None = None
+        try:
+            self._writer = AnnotationWriter(self.output, settings, trainer.global_rank, self.shard_size)
+            self._writer.require_same_data(data.problems())
+        except UserError as error:
+            refused = error
+        # Every rank has read what is on disk before any adds to it; where one is refused, none waits for it later.
+        accepted = trainer.strategy.reduce_boolean_decision(refused is None, all=True)
+        if refused is not None or not accepted or self._writer is None:
+            if self._writer is not None:
+                self._writer.close()
+            raise refused or UserError(f"Another process of this run cannot write to {self.output}.")
+        finished = set(self._writer.golds)
         module.metrics.num_problems = len(range(trainer.global_rank, len(finished), trainer.world_size))
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        datamodule.is_done = finished.__contains__
+        data.is_done = finished.__contains__
 
-    def on_predict_batch_end(
+    def on_predict_batch_end(  # type: ignore[override]
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: Sequence[AnnotatedProblem],
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        module: Any = pl_module
-        problems: Sequence[AnnotatedProblem] = outputs
+        module, _ = _parts(trainer, pl_module)
         assert self._writer is not None
-        for problem in problems:
+        for problem in outputs:
             if self._writer.add(problem):
                 module.metrics.update(problem)
 
@@ -62,9 +74,22 @@ class WriteAnnotations(Callback):
             write_index(self.output)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """An interrupted run keeps what it has computed."""
-        self._close()
+        """An interrupted run keeps what it has computed; what it ended by is not hidden by a second failure."""
+        with suppress(UserError):
+            self._close()
 
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _parts(trainer: Trainer, module: LightningModule) -> tuple[RolloutAnnotationModule, RolloutDataModule]:
+    """The two that this callback works with.
+
+    Raises:
+        UserError: The run has others.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(module, RolloutAnnotationModule) or not isinstance(data, RolloutDataModule):
+        raise UserError("WriteAnnotations writes what RolloutAnnotationModule makes of RolloutDataModule's problems.")
+    return module, data

@@ -18,7 +18,7 @@ from callbacks.annotation_writer import WriteAnnotations
 from callbacks.progress import ProblemProgress
 from commands.base import CommandLine
 from datamodules.rollout_data import RolloutDataModule
-from latent_tts.annotation.store import AnnotationStore
+from latent_tts.annotation.reader import AnnotationStore
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "annotate"

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches
-from latent_tts.annotation.store import AnnotatedProblem, AnnotationStore
+from latent_tts.annotation.reader import AnnotationStore
+from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
 from latent_tts.reward.losses import require_valid_steps

@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lightning.pytorch import LightningModule
 
-from latent_tts.annotation.prefix_values import LastValue, annotate
-from latent_tts.annotation.store import AnnotatedProblem, AnnotationSettings, LatentDtype
+from latent_tts.annotation.prefix_values import annotate
+from latent_tts.annotation.records import AnnotatedProblem
+from latent_tts.annotation.settings import AnnotationOptions, AnnotationSettings, LastValue, LatentDtype
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.kinds import KindName
@@ -109,9 +110,6 @@ class RolloutAnnotationModule(LightningModule):
             precision: The trainer's.
         """
         backbone = self.backbone
-        extra: dict[str, Any] = {"last": self.last, "answer_rule": self.answer_rule, "precision": precision}
-        if not self.continue_uniform:  # not named by default: older folders lack it
-            extra["continue_uniform"] = False
         return AnnotationSettings(
             backbone_fingerprint=backbone.fingerprint(),
             backbone_kind=backbone.kind,
@@ -124,7 +122,7 @@ class RolloutAnnotationModule(LightningModule):
             max_answer_tokens=self.engine.max_answer_tokens,
             data=data,
             latent_dtype=self.latent_dtype,
-            extra=extra,
+            extra=AnnotationOptions(self.last, self.answer_rule, precision, self.continue_uniform),
         )
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:

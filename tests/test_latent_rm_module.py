@@ -21,7 +21,9 @@ from callbacks.export import ExportModel
 from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
 from commands.export import export_run
 from datamodules.annotated_rollout_data import AnnotatedRolloutDataModule
-from latent_tts.annotation.store import AnnotatedProblem, AnnotationSettings, AnnotationWriter
+from latent_tts.annotation.records import AnnotatedProblem
+from latent_tts.annotation.settings import AnnotationSettings
+from latent_tts.annotation.writer import AnnotationWriter
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel, load_reward_model

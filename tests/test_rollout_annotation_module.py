@@ -14,7 +14,7 @@ import torch
 from callbacks.annotation_writer import WriteAnnotations
 from commands.annotate import AnnotationCLI
 from latent_tts.annotation.prefix_values import annotate
-from latent_tts.annotation.store import AnnotationStore
+from latent_tts.annotation.reader import AnnotationStore
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import AdditiveGaussianNoise
@@ -94,7 +94,7 @@ def test_a_run_killed_after_any_batch_is_continued_exactly_once(batches_before, 
 
     with monkeypatch.context() as patch:
         patch.setattr(RolloutAnnotationModule, "predict_step", dying)
-        patch.setattr(WriteAnnotations, "_close", lambda self: None)  # what is in memory is lost
+        patch.setattr(WriteAnnotations, "_close", lambda self: self._writer._unlock())  # what is in memory is lost
         with pytest.raises(Killed):
             AnnotationCLI(arguments).run()
     assert len(list((tmp_path / "annotations").glob("shard-*"))) == 3 * batches_before // 2
@@ -113,7 +113,7 @@ def test_a_run_killed_after_any_batch_is_continued_exactly_once(batches_before, 
 
 def test_folders_from_before_the_option_can_be_gone_on_with(arguments):
     """Continuing every problem is the default, and leaves no trace in the settings that older folders lack."""
-    assert "continue_uniform" not in AnnotationCLI(arguments).model.annotation_settings("data").extra
+    assert "continue_uniform" not in AnnotationCLI(arguments).model.annotation_settings("data").to_json()["extra"]
 
 
 def test_a_finished_run_computes_nothing_and_a_longer_one_only_what_is_missing(arguments, tmp_path, monkeypatch):
@@ -126,6 +126,31 @@ def test_a_finished_run_computes_nothing_and_a_longer_one_only_what_is_missing(a
     store = AnnotationStore(tmp_path / "annotations")
     assert len(store) == len(set(store.problem_ids)) == 13
     assert all((tmp_path / "annotations" / name).read_bytes() == content for name, content in shards.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[1].replace("#### 2", "#### 3"), "judged by the gold answer 2, and the data says 3 now"),
+        (lambda lines: "", "that the data has no longer"),
+    ],
+    ids=["corrected", "removed"],
+)
+def test_a_corrected_data_file_is_refused_and_the_folder_stays_as_it_is(
+    change, message, arguments, problems_file, tmp_path
+):
+    data = tmp_path / "problems.jsonl"
+    lines = problems_file.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines))
+    arguments = [*arguments, f"--data.source={data}"]
+    AnnotationCLI(arguments).run()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "annotations").iterdir()}
+    data.write_text("".join([lines[0], change(lines), *lines[2:]]))
+    with pytest.raises(UserError, match=message):
+        AnnotationCLI(arguments).run()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "annotations").iterdir()} == before
+    data.write_text("".join(lines))
+    AnnotationCLI(arguments).run()
 
 
 def test_an_interrupted_run_keeps_all_it_has_computed(arguments, tmp_path, monkeypatch):

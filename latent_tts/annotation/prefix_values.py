@@ -25,20 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from latent_tts.annotation.settings import LastValue
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.rollouts import Finished, Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.sampling import PromptSharing
-
-LastValue = Literal["own", "estimate"]
 
 _PREFIX_SALT = 1 << 41  # apart from the small numbers that steps, children and sites are folded in with
 

@@ -1,23 +1,26 @@
 """The folder of annotated rollouts: exactly once, whatever is killed; refused where it does not fit."""
 
+import errno
 import math
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from latent_tts.annotation.store import (
-    AnnotatedProblem,
-    AnnotationSettings,
-    AnnotationStore,
-    AnnotationWriter,
-    write_index,
-)
+from latent_tts.annotation.reader import AnnotationStore
+from latent_tts.annotation.records import AnnotatedProblem
+from latent_tts.annotation.settings import AnnotationSettings
+from latent_tts.annotation.writer import AnnotationWriter, write_index
 from latent_tts.errors import UserError
+from latent_tts.problems import Problem
 
 N, T, D = 3, 4, 8
 SETTINGS = AnnotationSettings(
@@ -147,6 +150,7 @@ def test_a_kill_between_writing_and_renaming_leaves_nothing_visible(
         with pytest.raises(KeyboardInterrupt):
             writer.flush()
     assert not list(tmp_path.glob("shard-*")) and list(tmp_path.glob(".tmp-*"))
+    del writer  # and with it the lock of its process
     write(tmp_path, range(2))
     assert len(AnnotationStore(tmp_path)) == 2 and not list(tmp_path.glob(".tmp-*"))
 
@@ -157,6 +161,11 @@ def test_another_setting_is_refused_by_name(tmp_path: Path) -> None:
         AnnotationWriter(tmp_path, replace(SETTINGS, seed=1))
     with pytest.raises(UserError, match="backbone fingerprint"):
         AnnotationStore(tmp_path).require(backbone_fingerprint="0" * 64)
+
+
+def test_shards_of_older_folders_are_those_of_the_same_settings() -> None:
+    """The digest in the metadata of shards that were written before the settings had types."""
+    assert SETTINGS.digest() == "2401e4a5781700e1"
 
 
 def test_settings_are_the_same_after_a_journey_through_the_file(tmp_path: Path) -> None:
@@ -219,6 +228,124 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path) -> None:
         writer.add(replace(problem(1), latents=torch.zeros(N, T, D + 1)))
     with pytest.raises(ValueError, match="2 answers for 3 rollouts"):
         writer.add(replace(problem(1), answers=[1.0, 2.0]))
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    """The second is refused, whatever its number of ranks, until the first has ended; a killed one holds nothing."""
+    first = AnnotationWriter(tmp_path, SETTINGS)
+    with pytest.raises(UserError, match="Another run is writing annotations"):
+        AnnotationWriter(tmp_path, SETTINGS)
+    first.add(problem(1))
+    first.close()
+    write(tmp_path, range(3))
+    assert len(AnnotationStore(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("full", [errno.ENOSPC, errno.EROFS])
+def test_a_full_disk_is_said_and_loses_nothing_that_is_finished(
+    full: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(table: object, partial: Path, **options: object) -> None:
+        Path(partial).write_bytes(b"half a shard")
+        raise OSError(full, os.strerror(full))
+
+    writer = AnnotationWriter(tmp_path, SETTINGS, shard_size=2)
+    writer.add(problem(0)), writer.add(problem(1))
+    with monkeypatch.context() as patch:
+        patch.setattr("latent_tts.annotation.writer.pq.write_table", fails)
+        writer.add(problem(2))
+        with pytest.raises(
+            UserError, match=f"cannot be written .{os.strerror(full)}.: mend that and give the same command"
+        ):
+            writer.add(problem(3))
+        writer.close()
+    assert not list(tmp_path.glob(".tmp-*")) and len(AnnotationStore(tmp_path)) == 2
+    write(tmp_path, range(5))
+    assert AnnotationStore(tmp_path).problem_ids == [f"p{i:04d}" for i in range(5)]
+
+
+def test_data_that_was_corrected_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, range(3))
+    data = [Problem(f"p{i:04d}", f"What is {i} + 1?", i + 1.0) for i in range(5)]
+    writer = AnnotationWriter(tmp_path, SETTINGS)
+    writer.require_same_data(data)
+    with pytest.raises(UserError, match="p0001 judged by the gold answer 2, and the data says 7 now"):
+        writer.require_same_data([data[0], replace(data[1], gold=7.0), data[2]])
+    with pytest.raises(UserError, match=r"holds 1 problem\(s\) that the data has no longer, such as p0002"):
+        writer.require_same_data(data[:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop_columns(["values"]), "holds no column values"),
+        (lambda table: table.drop_columns(["gold"]), "holds no column gold"),
+        (lambda table: table.set_column(2, "gold", table["gold"].cast("string")), "holds gold as string"),
+    ],
+)
+def test_a_shard_without_its_columns_is_refused(change: Callable, message: str, tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    shard = tmp_path / "shard-00000-000000.parquet"
+    pq.write_table(change(pq.read_table(shard)), shard)
+    for opener in (AnnotationStore, lambda folder: AnnotationWriter(folder, SETTINGS)):
+        with pytest.raises(UserError, match=message):
+            opener(tmp_path)
+
+
+def test_a_damaged_index_is_named(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    (tmp_path / "index.json").write_text('{"sha')
+    with pytest.raises(UserError, match="index.json cannot be read"):
+        AnnotationStore(tmp_path)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_settings_of_any_content_are_read_or_refused(data: st.DataObject) -> None:
+    """One field of a good file, or the whole of it, becomes anything at all: it is refused, or reads back as it stands."""
+    stored = SETTINGS.to_json()
+    place = data.draw(st.sampled_from([*stored, *stored["extra"], "unheard of", "all of it"]))
+    value = data.draw(JSON)
+    if place == "all of it":
+        stored = value
+    else:
+        (stored["extra"] if place in stored["extra"] else stored)[place] = value
+    try:
+        found = AnnotationSettings.from_json(stored)
+    except ValueError:
+        return
+    again = AnnotationSettings.from_json(found.to_json())
+    assert again.to_json() == found.to_json() and not again.differences(found)
+    assert found.to_json() == stored or place in ("sampler", "extra")  # options that are not named are the defaults
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_shard_with_any_bytes_changed_is_read_as_written_or_refused(data: st.DataObject, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    if not folder.exists():
+        write(folder, range(6))
+    shard = folder / "shard-00000-000000.parquet"
+    whole = shard.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    new = data.draw(st.binary(max_size=8))
+    try:
+        shard.write_bytes(whole[:at] + new + whole[data.draw(st.integers(at, min(len(whole), at + 16))) :])
+        found = list(AnnotationStore(folder))
+    except UserError:
+        return
+    finally:
+        shard.write_bytes(whole)
+    assert len(found) == 6
+    for number, one in enumerate(found):
+        assert_same(one, problem(number))
 
 
 def test_shards_are_readable_through_datasets(tmp_path: Path) -> None:
