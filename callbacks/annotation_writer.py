@@ -51,7 +51,7 @@ class WriteAnnotations(Callback):
         module.metrics.num_problems = len(range(trainer.global_rank, len(finished), trainer.world_size))
         data.is_done = finished.__contains__
 
-    def on_predict_batch_end(  # type: ignore[override]
+    def on_predict_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,

@@ -109,7 +109,8 @@ class AnnotationStore(Sequence[AnnotatedProblem]):
             for group in groups:
                 firsts.append(firsts[-1] + group.row_groups[0].num_rows)
             self._groups[place.shard] = list(zip(firsts, groups, strict=False))
-        return next(pair for pair in reversed(self._groups[place.shard]) if pair[0] <= place.row)
+        first, group = next(pair for pair in reversed(self._groups[place.shard]) if pair[0] <= place.row)
+        return first, group
 
 
 def _check_index(folder: Path, paths: list[Path]) -> None:

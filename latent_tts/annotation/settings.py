@@ -115,7 +115,7 @@ def read_settings(folder: Path) -> AnnotationSettings:
 
 def _flat(stored: dict[str, Any]) -> dict[str, object]:
     """One level of names: those of the options stand beside the others."""
-    return {name: value for name, value in stored.items() if name != "extra"} | stored["extra"]
+    return {**{name: value for name, value in stored.items() if name != "extra"}, **stored["extra"]}
 
 
 def _object(name: str, value: Any) -> Mapping[str, Any]:
