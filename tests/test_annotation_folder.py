@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -310,7 +311,7 @@ JSON = st.recursive(
 @given(st.data())
 def test_settings_of_any_content_are_read_or_refused(data: st.DataObject) -> None:
     """One field of a good file, or the whole of it, becomes anything at all: it is refused, or reads back as it stands."""
-    stored = SETTINGS.to_json()
+    stored: Any = SETTINGS.to_json()
     place = data.draw(st.sampled_from([*stored, *stored["extra"], "unheard of", "all of it"]))
     value = data.draw(JSON)
     if place == "all of it":
