@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,10 @@ def test_the_notebook_lines_run(monkeypatch):
     monkeypatch.chdir(ROOT)
     if not (ROOT / "checkpoints" / "tiny-latent-rm").is_dir():
         pytest.skip("no shipped reward model")
-    exec(compile(code, "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["answers"] == [2.0]  # 16 / 4 / 2
+    assert names["scores"].shape == names["rollouts"].latents.shape[:3] == (1, 64, 6)
 
 
 def test_every_file_and_folder_the_readme_names_is_there():

@@ -108,7 +108,7 @@ def make_aggregations(parts: Sequence[Part] | None, scored: bool) -> list[Aggreg
     """
     if parts is None:
         parts = [name for name, part in AGGREGATIONS.items() if scored or not part.needs_scores]
-    made: list[Aggregation] = [make_part(part, AGGREGATIONS, "aggregations") for part in parts]
+    made: list[Aggregation] = [make_part(part, AGGREGATIONS, "--model.aggregations") for part in parts]
     for part in made:
         if part.needs_scores and not scored:
             raise UserError(
@@ -128,7 +128,7 @@ def make_searches(parts: Sequence[Part], scored: bool) -> list[Search]:
         raise UserError(
             "A search needs a reward model to guide it: give --model.reward_model, or leave --model.search out."
         )
-    made: list[Search] = [make_part(part, SEARCHES, "search") for part in parts]
+    made: list[Search] = [make_part(part, SEARCHES, "--model.search") for part in parts]
     _check_distinct("search", [of_search(part) for part in made])
     return made
 
@@ -143,8 +143,8 @@ def make_part(part: Part, known: Mapping[str, type[Made]], option: str) -> Made:
     options = {"name": part} if isinstance(part, str) else dict(part)
     name = str(options.pop("name", None))
     if name not in known:
-        raise UserError(f"--model.{option} knows no {name!r}: choose from {', '.join(known)}.")
+        raise UserError(f"{option} knows no {name!r}: choose from {', '.join(known)}.")
     try:
         return known[name](**options)
     except TypeError as error:
-        raise UserError(f"--model.{option}: {name} does not take these options: {error}.") from error
+        raise UserError(f"{option}: {name} does not take these options: {error}.") from error
