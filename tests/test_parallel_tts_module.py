@@ -114,7 +114,7 @@ def test_step_scores_are_those_of_the_reward_model(backbone, problems, reward_fo
     drawn = RolloutEngine(backbone, AdditiveGaussianNoise(0.4), 6).rollout(
         [p.question for p in problems[:2]], 4, 5, [p.problem_id for p in problems[:2]]
     )
-    scores = module.reward_model.score([p.question for p in problems[:2]], drawn.latents, drawn.num_latents)
+    scores = module.reward_model.score(drawn)
     for record, expected in zip(records, scores.tolist(), strict=True):
         for rollout, steps in zip(record.rollouts, expected, strict=True):
             assert rollout.step_scores == pytest.approx(steps, rel=1e-5)

@@ -1,6 +1,7 @@
 """The reward model: the published layout, any padding, every head, step by step as all at once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from latent_tts.acceleration.kernels.library import kernels
 from latent_tts.backbones import Coconut, Codi, Colar, LatentBackbone
 from latent_tts.backbones.scratch import ScratchConfig, fresh_model, train_tokenizer
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.reward.heads import HEADS, AttentionHead, LinearHead
+from latent_tts.sampling import AdditiveGaussianNoise
 
 REFERENCE = Path(__file__).parent / "reference"
 QUESTIONS = [
@@ -257,6 +260,16 @@ def test_a_rollout_that_is_no_number_leaves_the_others_as_they_are() -> None:
     latents[1, 2, 1, 5], latents[0, 0, 3] = float("nan"), float("inf")
     expected[1, 2, 1:], expected[0, 0, 3:] = 0.0, 0.0
     torch.testing.assert_close(model.score(QUESTIONS, latents), expected)
+
+
+def test_rollouts_are_scored_by_what_they_know() -> None:
+    model, (latents, num_latents) = tiny_reward_model(), tiny_latents()
+    rollouts = RolloutEngine(tiny_backbone(), AdditiveGaussianNoise(0.5), 2).rollout(QUESTIONS, 3)
+    rollouts = replace(rollouts, latents=latents, num_latents=num_latents)
+    assert torch.equal(model.score(rollouts), model.score(QUESTIONS, latents, num_latents))
+    for asked in (QUESTIONS, QUESTIONS[0]):
+        with pytest.raises(UserError, match="what the engine returned, or a list of questions"):
+            model.score(asked)
 
 
 def test_nothing_to_score_is_scored() -> None:

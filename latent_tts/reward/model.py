@@ -19,9 +19,10 @@ from latent_tts.attention.padding import pad_right
 from latent_tts.attention.shared_prefix import SharedPrefixCache, enable_shared_prefix
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.dropout import set_dropout
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
-from latent_tts.reward.checks import check_latents, check_length, check_scores, check_width
 from latent_tts.reward.heads import HEADS, HeadName
+from latent_tts.reward.inputs import check_length, check_scores, check_width, what_to_score
 from latent_tts.reward.saving import write_checkpoint
 from latent_tts.reward.state import RewardState
 
@@ -159,13 +160,15 @@ class LatentRewardModel(Freezable):
     # Scoring --------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def score(self, questions: Sequence[str], latents: Tensor, num_latents: Tensor | None = None) -> Tensor:
-        """Step scores of rollouts; each prompt is encoded once.
+    def score(
+        self, asked: Rollouts | Sequence[str], latents: Tensor | None = None, num_latents: Tensor | None = None
+    ) -> Tensor:
+        """Step scores of rollouts: `score(rollouts)`, or `score(questions, latents, num_latents)`. Each prompt is encoded once.
 
         Args:
-            questions: B questions.
-            latents: (B, N, T, D).
-            num_latents: (B, N), latents of each rollout; ``None`` takes all T.
+            asked: What the engine returned for B problems, or the B questions of the latents.
+            latents: (B, N, T, D), where questions are given.
+            num_latents: (B, N), latents of each rollout, where questions are given; ``None`` takes all T.
 
         Returns:
             (B, N, T) float32; 0 where masked, and from the first latent of a rollout on that is no finite number.
@@ -174,15 +177,11 @@ class LatentRewardModel(Freezable):
             UserError: The latents are of another hidden size or number of problems, a prompt is too long, or the model gives
                 scores that are no finite numbers.
         """
-        check_latents(latents, len(questions))
-        problems, rollouts, steps, _ = latents.shape
+        questions, latents, mask = what_to_score(asked, latents, num_latents)
         if 0 in latents.shape:
-            return torch.zeros(problems, rollouts, steps, device=self.device)
-        latents = latents.to(self.device)
-        mask = latents.isfinite().all(dim=-1).cumprod(dim=-1).bool()  # (B, N, T)
-        if num_latents is not None:
-            mask &= torch.arange(steps, device=self.device) < num_latents.to(self.device).unsqueeze(-1)
-        state = self.start(questions).repeat(rollouts)
+            return torch.zeros(mask.shape, device=self.device)
+        latents, mask = latents.to(self.device), mask.to(self.device)
+        state = self.start(questions).repeat(mask.shape[1])
         fed = latents.masked_fill(~mask.unsqueeze(-1), 0.0).flatten(0, 1)
         scores = self._extend(state, fed)[1].view_as(mask).masked_fill(~mask, 0.0)
         check_scores(scores, self.dtype)

@@ -1,21 +1,41 @@
-"""What a reward model refuses to score, each in one sentence."""
+"""What a reward model is given to score, or the sentence by which it is refused."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
 
 
-def check_latents(latents: Tensor, num_questions: int) -> None:
-    """Refuses latents that are not one block of rollouts for each question."""
-    if latents.ndim != 4 or len(latents) != num_questions:
+def what_to_score(
+    asked: Rollouts | Sequence[str], latents: Tensor | None, num_latents: Tensor | None
+) -> tuple[Sequence[str], Tensor, Tensor]:
+    """The questions, the latents (B, N, T, D), and which of them there are, (B, N, T) bool.
+
+    A rollout ends where its latents are no finite numbers any more.
+
+    Raises:
+        UserError: The latents are missing, or are not one block of rollouts for each question.
+    """
+    if isinstance(asked, Rollouts):
+        return what_to_score(asked.questions, asked.latents, asked.num_latents)
+    if latents is None or isinstance(asked, str):
+        raise UserError("What is scored is what the engine returned, or a list of questions and the latents of each.")
+    if latents.ndim != 4 or len(latents) != len(asked):
         raise UserError(
             f"Latents to score have the shape (problems, rollouts, steps, hidden size); got {tuple(latents.shape)} for "
-            f"{num_questions} question(s)."
+            f"{len(asked)} question(s)."
         )
+    mask = latents.isfinite().all(dim=-1).cumprod(dim=-1).bool()
+    if num_latents is not None:
+        steps = torch.arange(latents.shape[2], device=latents.device)
+        mask &= steps < num_latents.to(latents.device).unsqueeze(-1)
+    return asked, latents, mask
 
 
 def check_width(width: int, hidden_size: int) -> None:
