@@ -9,12 +9,14 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.protocols import evaluation_module, problem_source
 from latent_tts.errors import UserError
-from latent_tts.evaluation.prediction_files import RecordWriter, prediction_path
+from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import (
     CONFIG_FILE,
     FinishedProblems,
+    Golds,
     Settings,
     check_folder,
     write_settings,
@@ -25,8 +27,9 @@ from latent_tts.evaluation.run_folder import (
 class PredictionWriter(Callback):
     """Appends the records of `ParallelTTSModule.predict_step` to OUTPUT/predictions/rank-*.jsonl, each problem once.
 
-    Records on disk are counted in the module's metrics when the run starts, and the data module leaves out the batches whose
-    problems are all there. A batch with a missing problem runs whole, so that it is computed as it would have been, and only
+    Records on disk are counted in the module's metrics when the run starts, judged by the gold answers that the data have now;
+    those of problems that the data have no more are left out. The data module leaves out the batches whose problems are all
+    there. A batch with a missing problem runs whole, so that it is computed as it would have been, and only
     the missing ones are written. Nothing is written before the first record is ready.
 
     Args:
@@ -44,15 +47,22 @@ class PredictionWriter(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the folder and counts what is there; a UserError leaves everything as it was."""
-        module: Any = pl_module
+        module, data = evaluation_module(pl_module), problem_source(trainer)
         self.settings |= module.settings() | {"trainer.precision": trainer.precision}
         check_folder(self.output, self.settings)
-        self.finished = FinishedProblems(self.output, trainer.global_rank, trainer.world_size)
-        trainer.strategy.barrier("what is on disk is read")  # before any rank adds to it
+        golds = None
+        if any(prediction_files(self.output)):
+            golds = Golds(
+                {problem.problem_id: problem.gold for problem in data.problems()}, module.evaluator.answer_rule
+            )
+        self.finished = FinishedProblems(self.output, golds, trainer.global_rank, trainer.world_size)
         for record in self.finished.records_to_count():
             module.metrics.update(record)
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        datamodule.is_done = self.finished.__contains__
+        trainer.strategy.barrier("what is on disk is read")  # before any rank changes it
+        self.finished.bring_up_to_date()
+        if trainer.is_global_zero and self.finished.news():
+            print(self.finished.news())
+        data.is_done = self.finished.__contains__
 
     def on_predict_batch_end(
         self,
@@ -63,7 +73,7 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        module: Any = pl_module
+        module = evaluation_module(pl_module)
         records: Sequence[Record] = outputs
         assert self.finished is not None
         for record in records:

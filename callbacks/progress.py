@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from callbacks.protocols import problem_source, progress_of
+
 
 class ProblemProgress(ProgressBar):
     """Counts the problems in the module's metrics: those on disk from an earlier run are done from the start.
@@ -41,8 +43,7 @@ class ProblemProgress(ProgressBar):
             expand=True,
         )
         self._progress.start()
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        total = datamodule.num_problems
+        total = problem_source(trainer).num_problems
         share = None if total is None else -(-total // trainer.world_size)
         self._progress.add_task("problems", total=share, news="")
         self._show(pl_module)
@@ -69,7 +70,7 @@ class ProblemProgress(ProgressBar):
 
     def _show(self, pl_module: LightningModule) -> None:
         if self._progress is not None:
-            module: Any = pl_module
+            module = progress_of(pl_module)
             self._progress.update(
                 self._progress.task_ids[0], completed=module.metrics.num_problems, news=module.progress_news()
             )

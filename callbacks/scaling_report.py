@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.protocols import evaluation_module
 from latent_tts.errors import UserError
 from latent_tts.evaluation import report
 from latent_tts.evaluation.records import rounded
@@ -33,7 +34,7 @@ class ScalingReport(Callback):
         self.console = console
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
+        module = evaluation_module(pl_module)
         metrics = module.metrics.compute(module.device)
         speed = trainer.strategy.reduce(
             torch.tensor(module.rollouts_per_second or 0.0, device=module.device), reduce_op="sum"

@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.prediction_files import RecordWriter, cut_torn_line, prediction_path, read_records
+from latent_tts.evaluation.prediction_files import (
+    RecordWriter,
+    cut_torn_line,
+    prediction_path,
+    read_records,
+    rewrite_records,
+)
 from latent_tts.evaluation.records import Record, rounded, significant
-from latent_tts.evaluation.run_folder import FinishedProblems, check_folder, differences, flatten, write_settings
+from latent_tts.evaluation.run_folder import FinishedProblems, Golds, check_folder, differences, flatten, write_settings
 from tests.records import make_record
 
 RECORDS = [replace(make_record(i), question="Wie viele Äpfel? {}") for i in range(3)]
@@ -100,7 +106,7 @@ def test_two_writers_of_one_file_are_refused(tmp_path):
 def test_every_record_is_counted_by_exactly_one_rank_of_any_world(tmp_path, world_size):
     for rank in range(3):
         write(prediction_path(tmp_path, rank), [named(f"{rank}-{i}") for i in range(rank + 1)])
-    shares = [FinishedProblems(tmp_path, rank, world_size) for rank in range(world_size)]
+    shares = [FinishedProblems(tmp_path, None, rank, world_size) for rank in range(world_size)]
     counted = [record.problem_id for share in shares for record in share.records_to_count()]
     assert sorted(counted) == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
     assert all(share.ids == set(counted) and len(share) == 6 and "2-1" in share for share in shares)
@@ -112,7 +118,7 @@ def test_the_files_of_ranks_that_no_longer_exist_are_mended_too(tmp_path):
         with prediction_path(tmp_path, rank).open("a") as file:
             file.write('{"problem_id": "to')
     for rank in range(2):
-        FinishedProblems(tmp_path, rank, world_size=2)
+        FinishedProblems(tmp_path, None, rank, world_size=2)
     for rank in range(3):
         whole = json.dumps(named(f"{rank}").to_json(), ensure_ascii=False) + "\n"
         assert prediction_path(tmp_path, rank).read_text() == whole
@@ -177,3 +183,34 @@ def test_floats_are_stored_to_six_significant_digits_and_everything_else_as_it_i
         "a": [0.333333, 7, True, None, "x"],
         "b": [0.666667],
     }
+
+
+def test_corrected_golds_are_judged_anew_and_gone_problems_left_out_whatever_the_ranks(tmp_path):
+    """Of six records, one has another gold answer now, and one problem is gone."""
+    for rank in range(3):
+        write(prediction_path(tmp_path, rank), [named(f"{rank}-{i}") for i in range(2)])
+    untouched = prediction_path(tmp_path, 0).stat()
+    golds = Golds({f"{rank}-{i}": 2.0 if (rank, i) == (1, 0) else 1.0 for rank in range(3) for i in range(2)})
+    golds = replace(golds, by_problem={key: gold for key, gold in golds.by_problem.items() if key != "2-1"})
+    shares = [FinishedProblems(tmp_path, golds, rank, world_size=2) for rank in range(2)]
+    counted = {record.problem_id: record for share in shares for record in share.records_to_count()}
+    for share in shares:
+        share.bring_up_to_date()
+        assert (share.num_judged_anew, share.num_gone) == (1, 1)
+        assert "1 record judged anew by a corrected gold answer; 1 record left out" in share.news()
+    assert {key: record.gold for key, record in counted.items()} == golds.by_problem
+    on_disk = {record.problem_id: record for record in read_records(prediction_path(tmp_path, r) for r in range(3))}
+    assert on_disk == counted and on_disk["1-0"] == named("1-0").judged(2.0, "tolerance")
+    assert prediction_path(tmp_path, 0).stat().st_mtime_ns == untouched.st_mtime_ns
+    again = FinishedProblems(tmp_path, golds)
+    assert again.news() == "" and len(again) == 5
+
+
+def test_a_file_that_another_run_writes_is_not_rewritten(tmp_path):
+    path = prediction_path(tmp_path, 0)
+    writer = RecordWriter(path)
+    writer.append(RECORDS[0])
+    with pytest.raises(UserError, match="Another run"):
+        rewrite_records(path, [])
+    writer.close()
+    assert list(read_records([path])) == RECORDS[:1]

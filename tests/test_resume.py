@@ -193,3 +193,33 @@ def test_a_changed_configuration_is_refused_and_nothing_is_touched(options, unin
 
 def test_options_that_no_record_depends_on_may_change(options, uninterrupted):
     assert evaluate([*options, f"--output={uninterrupted}", "--data.batch_size=5"]) == 0
+
+
+def test_a_corrected_file_is_judged_anew_and_a_removed_problem_leaves_the_results(
+    options, tmp_path, capsys, monkeypatch
+):
+    """Ann has 3 apples and buys 4: no longer 82, and Tom's pens are gone; nothing is drawn again."""
+    ann, tom = (
+        "Ann has 3 apples and buys 4 more. How many apples does she have?",
+        "Tom gives 2 of 10 pens away. How many?",
+    )
+    data, output = tmp_path / "data.jsonl", tmp_path / "run"
+    command = [*options, f"--data.source={data}", f"--output={output}"]
+
+    def write(golds: dict[str, str]) -> None:
+        data.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in golds.items()))
+
+    write({ann: "82", tom: "8"})
+    assert evaluate(command) == 0
+    before = {r["question"]: r for r in map(json.loads, (output / "predictions/rank-00000.jsonl").open())}
+    capsys.readouterr()
+    write({ann: "7"})
+    monkeypatch.setattr("latent_tts.engine.engine.RolloutEngine.rollout_from", None)
+    assert evaluate(command) == 0
+    news = "1 record judged anew by a corrected gold answer; 1 record left out, as the problem is gone."
+    assert news in " ".join(capsys.readouterr().out.split())
+    (record,) = map(json.loads, (output / "predictions/rank-00000.jsonl").open())
+    assert record["gold"] == 7.0 and record["question"] == ann
+    for rollout, drawn in zip(record["rollouts"], before[ann]["rollouts"], strict=True):
+        assert rollout["text"] == drawn["text"] and rollout["correct"] == (drawn["answer"] == 7.0)
+    assert json.loads((output / "metrics.json").read_text())["num_problems"] == 1

@@ -7,9 +7,10 @@ readers pass over it, and the next writer cuts it off.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from latent_tts.errors import UserError
 from latent_tts.evaluation.records import MalformedRecordError, Record
@@ -89,26 +90,46 @@ class RecordWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: Any = None
+        self._file: BinaryIO | None = None
 
     def append(self, record: Record) -> None:
         if self._file is None:
-            self._file = self._open()
-        self._file.write((json.dumps(record.to_json(), ensure_ascii=False) + "\n").encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = _locked(self.path)
+        self._file.write(_line(record))
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _open(self) -> Any:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab", buffering=0)
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"Another run is writing {self.path}: wait for it, or use another --output.") from None
-            except OSError:
-                pass  # a file system without locks
-        return file
+
+def rewrite_records(path: Path, records: Iterable[Record]) -> None:
+    """Puts other records in the place of a file's; a kill leaves the old ones or the new ones, never a part.
+
+    Raises:
+        UserError: Another process is writing the file.
+    """
+    with _locked(path):
+        aside = path.with_name(f".{path.name}.aside")
+        with aside.open("wb") as file:
+            file.writelines(map(_line, records))
+        os.replace(aside, path)
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record.to_json(), ensure_ascii=False) + "\n").encode()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """A file open for appending, unbuffered, which no other process may write meanwhile."""
+    file: BinaryIO = path.open("ab", buffering=0)
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise UserError(f"Another run is writing {path}: wait for it, or use another --output.") from None
+        except OSError:
+            pass  # a file system without locks
+    return file

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import (
     PREDICTIONS,
@@ -21,6 +23,7 @@ from latent_tts.evaluation.prediction_files import (
     prediction_files,
     prediction_path,
     read_records,
+    rewrite_records,
 )
 from latent_tts.evaluation.records import Record
 
@@ -109,34 +112,54 @@ def write_whole(path: Path, text: str, rank: int = 0) -> None:
     """Writes a file so that a kill leaves the old text or the new one, never a part, whatever other ranks do meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{rank}")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
 # Resuming -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Golds:
+    """What the data say now: the gold answer of every problem, by its id, and when an answer equals it."""
+
+    by_problem: Mapping[str, float]
+    rule: AnswerRule = "tolerance"
+
+    def up_to_date(self, record: Record) -> Record | None:
+        """The record, judged anew where its gold answer was corrected; None where its problem is gone."""
+        gold = self.by_problem.get(record.problem_id)
+        if gold is None:
+            return None
+        return record if gold == record.gold else record.judged(gold, self.rule)
+
+
 class FinishedProblems:
-    """The ids of the problems whose records are on disk: what a resumed run leaves out.
+    """The problems whose records are on disk: what a resumed run leaves out.
+
+    Records of a problem whose gold answer was corrected are judged anew, and those of a problem that is gone are left out.
 
     Args:
         output: The run's folder.
+        golds: What the data say now; None takes every record as it is.
         rank: This process' rank; with world_size, decides which files' records it counts in its metrics.
         world_size: Number of processes.
+
+    Attributes:
+        num_judged_anew: Records on disk whose gold answer was another.
+        num_gone: Records on disk of problems that are gone.
     """
 
-    def __init__(self, output: Path, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, output: Path, golds: Golds | None = None, rank: int = 0, world_size: int = 1) -> None:
+        self.output, self.golds = output, golds
         files = prediction_files(output)
-        for path in self._files_to_mend(files, output, rank, world_size):
+        mine = self._files_to_mend(files, rank, world_size)
+        for path in mine:
             cut_torn_line(path)
         self.files_to_count = files[rank::world_size]  # every record is counted by exactly one rank
         self.ids: set[str] = set()
-        for record in read_records(files):
-            if record.problem_id in self.ids:
-                raise UserError(
-                    f"{output} holds problem {record.problem_id} twice: start afresh with another --output."
-                )
-            self.ids.add(record.problem_id)
+        self.num_judged_anew = self.num_gone = 0
+        self._outdated = [path for path in files if self._read(path) and path in mine]
 
     def __contains__(self, problem_id: str) -> bool:
         return problem_id in self.ids
@@ -146,11 +169,49 @@ class FinishedProblems:
 
     def records_to_count(self) -> Iterator[Record]:
         """This rank's share of the records on disk, each record on one rank only."""
-        return read_records(self.files_to_count)
+        return self._current(self.files_to_count)
 
-    @staticmethod
-    def _files_to_mend(files: Sequence[Path], output: Path, rank: int, world_size: int) -> list[Path]:
+    def bring_up_to_date(self) -> None:
+        """Rewrites this rank's files whose records are out of date; to be called when every rank has read what is there."""
+        for path in self._outdated:
+            rewrite_records(path, list(self._current([path])))
+
+    def news(self) -> str:
+        """One line on what the data have changed since the records were written; empty where nothing has."""
+        changes = {
+            "judged anew by a corrected gold answer": self.num_judged_anew,
+            "left out, as the problem is gone": self.num_gone,
+        }
+        phrases = [
+            f"{count} {'record' if count == 1 else 'records'} {what}" for what, count in changes.items() if count
+        ]
+        return f"The data have changed since {self.output} was written: {'; '.join(phrases)}." if phrases else ""
+
+    def _read(self, path: Path) -> bool:
+        """Takes note of a file's problems; whether any of its records is out of date."""
+        changed = False
+        for record in read_records([path]):
+            if record.problem_id in self.ids:
+                raise UserError(
+                    f"{self.output} holds problem {record.problem_id} twice: start afresh with another --output."
+                )
+            current = record if self.golds is None else self.golds.up_to_date(record)
+            if current is None:
+                self.num_gone += 1
+            else:
+                self.num_judged_anew += current is not record
+                self.ids.add(record.problem_id)
+            changed |= current is not record
+        return changed
+
+    def _current(self, files: Iterable[Path]) -> Iterator[Record]:
+        for record in read_records(files):
+            current = record if self.golds is None else self.golds.up_to_date(record)
+            if current is not None:
+                yield current
+
+    def _files_to_mend(self, files: Sequence[Path], rank: int, world_size: int) -> list[Path]:
         """This rank's own file; rank 0 also mends those of ranks that no longer exist."""
-        alive = [prediction_path(output, r) for r in range(world_size)]
+        alive = [prediction_path(self.output, r) for r in range(world_size)]
         orphans = [path for path in files if path not in alive] if rank == 0 else []
         return [alive[rank], *orphans]
