@@ -1,10 +1,106 @@
 """One parser and one equality for answers: the forms of all models and data sets, and what is no answer."""
 
+import json
 import random
+import re
+import time
+from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from latent_tts.answers import answer_key, answers_equal, parse_answer
+from datamodules.sources.rows import GoodRows, find_table, to_problem
+from latent_tts.answers import answer_key, answers_equal, parse_answer, parse_gold
+from latent_tts.errors import UserError
+
+DATA = Path(__file__).parent / "data"
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def table(name: str) -> list[dict]:
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("row", table("answers.jsonl"), ids=lambda row: row["text"])
+def test_a_model_s_answer_is_read_as_people_read_it(row):
+    assert parse_answer(row["text"]) == row["expected"]
+
+
+@pytest.mark.parametrize("row", table("golds.jsonl"), ids=lambda row: row["answer"])
+def test_a_gold_answer_is_a_number_or_none(row):
+    assert parse_gold(row["answer"]) == row["expected"]
+
+
+def test_a_gold_that_is_no_number_is_a_bad_row_with_its_line():
+    rows, path = table("golds.jsonl"), str(DATA / "golds.jsonl")
+    first = 1 + next(i for i, row in enumerate(rows) if row["expected"] is None)
+    with pytest.raises(UserError, match=f"golds.jsonl, line {first}: the answer .*skip_bad_rows"):
+        list(GoodRows(find_table(path), to_problem))
+    good = GoodRows(find_table(path), to_problem, skip_bad_rows=True)
+    assert [problem.gold for problem in good] == [row["expected"] for row in rows if row["expected"] is not None]
+    bad = [i for i, row in enumerate(rows, 1) if row["expected"] is None]
+    assert re.findall(r"line (\d+):", " ".join(good.bad_rows)) == list(map(str, bad))
+
+
+# Text that is near the grammar, so that most of it is read in some way.
+PIECES = st.sampled_from(
+    ["### ", "Answer:", "\\boxed{", "}", "\\frac{", "$", "-", "=", "+", "*", "/", ",", ".", " ", "\n"]
+)
+NEARLY = st.lists(st.one_of(PIECES, st.integers(0, 10**12).map(str), st.text(max_size=3))).map("".join)
+
+
+@given(st.one_of(st.text(), NEARLY))
+@example("9" * 5000 + "/" + "9" * 5000)
+@example("### 1e99999999999")
+def test_any_text_is_read_as_a_finite_number_or_none(text):
+    for parse in (parse_answer, parse_gold):
+        value = parse(text)
+        assert value is None or abs(value) < float("inf")
+    if (gold := parse_gold(text)) is not None:
+        assert parse_answer(f"### {text}") == gold or "=" in text or "#" in text or "{" in text or "nswer" in text
+
+
+@given(FLOATS)
+def test_a_printed_float_is_read_back_exactly(value):
+    for text in (repr(value), f"{value:e}", f"$ {value!r}", f"{value!r} apples", f"She pays.\n#### {value!r}"):
+        expected = float(f"{value:e}") if text == f"{value:e}" else value
+        assert parse_gold(text) == expected
+        assert parse_answer(text) == expected
+
+
+@given(st.integers(-(10**15), 10**15), st.sampled_from([",", " ", "\u00a0", "\u202f", "'", "_"]))
+def test_thousands_may_be_separated(value, separator):
+    text = f"{value:,}".replace(",", separator)
+    assert parse_gold(text) == parse_answer(f"Answer: {text}.") == value
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 10**6))
+def test_fractions_are_divided(whole, numerator, denominator):
+    value = whole + numerator / denominator
+    for text in (f"{whole} {numerator}/{denominator}", rf"{whole}\frac{{{numerator}}}{{{denominator}}}"):
+        assert parse_gold(text) == parse_answer(rf"\boxed{{{text}}}") == value
+
+
+@given(st.lists(st.tuples(st.sampled_from("+-*/"), st.integers(0, 999)), min_size=1), FLOATS)
+def test_the_value_of_an_equation_stands_behind_its_sign(terms, value):
+    expression = "7" + "".join(f" {operator} {number}" for operator, number in terms)
+    assert parse_answer(f"### {expression} = {value!r}") == value
+
+
+def test_no_text_takes_long():
+    texts = [
+        "1," * 5000,
+        "### " + "1+" * 5000,
+        "5 " + "ab " * 5000 + "1",
+        "\\frac{" * 5000,
+        "$" * 5000,
+        "5" + "/" * 5000,
+    ]
+    started = time.perf_counter()
+    for text in texts:
+        parse_answer(text), parse_gold(text)
+    assert time.perf_counter() - started < 2
 
 
 @pytest.mark.parametrize(

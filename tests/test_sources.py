@@ -110,7 +110,7 @@ BAD_LINES = {
     "no object": ("[1, 2]", "no object"),
     "gold without a number": (
         '{"question": "a", "answer": "many"}',
-        "answer 'many' in column 'answer' holds no number",
+        "answer 'many' in column 'answer' is no number",
     ),
     "no gold": ('{"question": "a"}', "answer None"),
     "null question": ('{"question": null, "answer": "1"}', "column 'question'"),

@@ -13,7 +13,7 @@ from datamodules.sources.files import source_path
 from datamodules.sources.masked import MASKED_COLUMNS, masked_example
 from datamodules.sources.solutions import annotated_solution
 from datamodules.sources.tables import READERS, Columns, Row, Table
-from latent_tts.answers import parse_answer
+from latent_tts.answers import parse_gold
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem, ReasoningExample, problem_id_from_question
 
@@ -111,7 +111,7 @@ class GoodRows(Iterable[T]):
 def to_problem(row: Row, columns: Columns) -> Problem:
     """A problem with its id before repeats are counted; BadRowError where question or gold answer is missing."""
     question = to_question(row, columns)
-    gold = parse_answer(_answer(row, columns))
+    gold = parse_gold(_answer(row, columns))
     assert gold is not None
     return Problem(problem_id_from_question(question), question, gold)
 
@@ -156,8 +156,8 @@ def _answer(row: Row, columns: Columns) -> str:
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)
     is_text_or_number = isinstance(answer, str | int | float | Decimal) and not isinstance(answer, bool)
-    if not is_text_or_number or parse_answer(str(answer)) is None:
-        raise BadRowError(f"{row.where}: the answer {_short(answer)} in column {columns.answer!r} holds no number")
+    if not is_text_or_number or parse_gold(str(answer)) is None:
+        raise BadRowError(f"{row.where}: the answer {_short(answer)} in column {columns.answer!r} is no number")
     return str(answer)
 
 
