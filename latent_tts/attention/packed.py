@@ -21,7 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from latent_tts.attention.interface import shares_attention
 
 _CHUNK_POSITIONS = (
     192  # latent positions that attend to each other under one mask; below it one product is faster than two
@@ -110,14 +113,23 @@ class ChunkedAttention:
 
 
 def packed_attention(
-    prompt_mask: Tensor, num_rollouts: int, num_steps: int, chunk_positions: int = _CHUNK_POSITIONS
+    prompt_mask: Tensor,
+    num_rollouts: int,
+    num_steps: int,
+    chunk_positions: int = _CHUNK_POSITIONS,
+    model: PreTrainedModel | None = None,
 ) -> dict[str, Any]:
     """How a packed batch is attended to, as arguments of the model's pass.
 
     Args:
         prompt_mask: (B, L) bool, true at real tokens, padded on either side.
         chunk_positions: Latent positions in a chunk, rounded to whole rollouts.
+        model: Which will attend; None stands for one that does so in the shared way (`latent_tts.attention.interface`).
     """
+    if model is not None and not shares_attention(model):
+        sees = packed_attention_mask(prompt_mask, num_rollouts, num_steps)
+        hidden = torch.zeros(sees.shape, dtype=model.dtype, device=sees.device)
+        return {"attention_mask": hidden.masked_fill(~sees, torch.finfo(model.dtype).min)}
     num_chunks = -(-num_rollouts // max(1, chunk_positions // num_steps))
     if num_chunks == 1:
         return {"attention_mask": packed_attention_mask(prompt_mask, num_rollouts, num_steps)}

@@ -9,62 +9,19 @@ parts exactly: its scores against the group's prefix and against its own suffix 
 On the CPU attention goes by the kernels (``latent_tts/acceleration/kernels``) where they can compute it, elsewhere by
 batched products.
 
-This is the only file that touches a transformers ``Cache``. Not supported: sliding-window and linear attention.
+For models that attend in the shared way (`latent_tts/attention/interface.py`); `own_attention.py` has what the others need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from latent_tts.acceleration.kernels import attention
-from latent_tts.acceleration.layers import attention_by_products, products_train_faster
 from latent_tts.attention.suffix import Suffix
-
-ATTENTION = "shared_prefix"
-
-
-def enable_shared_prefix(model: PreTrainedModel) -> None:
-    """Makes a model's attention able to read a ``SharedPrefixCache``; without one it is plain SDPA, as before."""
-    model.set_attn_implementation(ATTENTION)
-
-
-def attention_with_shared_prefix(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    shared_prefix: SharedPrefixCache | None = None,
-    packed: Callable[..., tuple[Tensor, None]] | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (R, H, Q, hd), key and value as the cache's ``update`` returned them."""
-    if packed is not None:  # the training of reward models: see latent_tts/attention/packed.py
-        return packed(module, query, key, value, **kwargs)
-    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    if shared_prefix is not None:
-        return shared_prefix.attend(cast(int, module.layer_idx), query, scaling), None
-    if _is_prompt_pass(query, key, value, attention_mask):
-        return attention.attend_causally(query, key, value, scaling), None
-    plain = attention_by_products if products_train_faster(query) else sdpa_attention_forward
-    return plain(module, query, key, value, attention_mask, **kwargs)
-
-
-def _is_prompt_pass(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> bool:
-    """Whether this is attention of whole, right-padded prompts to themselves that the kernel can compute."""
-    return attention_mask is None and query.shape[2] == key.shape[2] and attention.suits(query, key, value)
-
-
-AttentionInterface.register(ATTENTION, attention_with_shared_prefix)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 def prefers_whole_buffers(keys: Tensor) -> bool:
@@ -103,7 +60,7 @@ class SharedPrefixCache(Cache):
         self.whole_buffers = prefers_whole_buffers(prefix[0][1])
 
     @classmethod
-    def from_prompt(cls, cache: DynamicCache, mask: Tensor | None, max_slots: int | None = None) -> SharedPrefixCache:
+    def from_prompt(cls, cache: DynamicCache, mask: Tensor | None, max_slots: int | None = None) -> Self:
         """Takes over the keys and values of a prompt pass with right-padded prompts.
 
         Args:
@@ -111,12 +68,21 @@ class SharedPrefixCache(Cache):
             mask: (P, L) bool, None where every position is real.
             max_slots: Suffix positions that a row will need at most, where that is known: buffers grow no further.
         """
-        prefix = []
-        for layer in cast(list[DynamicLayer], cache.layers):
-            keys, values = cast(Tensor, layer.keys), cast(Tensor, layer.values)  # filled by the pass
-            columns = attention.in_columns(keys) if attention.suits(keys, values) else keys.transpose(-1, -2)
-            prefix.append((columns, values.contiguous()))
+        layers = cast(list[DynamicLayer], cache.layers)
+        filled = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
+        prefix, mask = cls._laid_out(filled, mask)
         return cls(prefix, mask, Suffix.empty(prefix, max_slots=max_slots))
+
+    @classmethod
+    def _laid_out(
+        cls, layers: list[tuple[Tensor, Tensor]], mask: Tensor | None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """Keys and values of right-padded prompts, (P, H, L, hd), as this cache holds them, and where they are real."""
+        prefix = []
+        for keys, values in layers:
+            columns = attention.in_columns(keys) if _kernels_suit(keys, values) else keys.transpose(-1, -2)
+            prefix.append((columns, values.contiguous()))
+        return prefix, mask
 
     @property
     def num_groups(self) -> int:
@@ -133,13 +99,13 @@ class SharedPrefixCache(Cache):
 
     # Row arithmetic -------------------------------------------------------------------------------------------------
 
-    def repeat(self, times: int) -> SharedPrefixCache:
+    def repeat(self, times: int) -> Self:
         """Every row becomes ``times`` neighbouring rows; the prefix is shared, the suffix copied."""
         suffix = self.suffix.rearranged(lambda buffer: buffer.repeat_interleave(times, dim=2), self.length)
         valid = None if self.valid is None else self.valid.repeat_interleave(times, dim=1)
-        return SharedPrefixCache(self.prefix, self.prefix_mask, suffix, self.group_size * times, self.length, valid)
+        return type(self)(self.prefix, self.prefix_mask, suffix, self.group_size * times, self.length, valid)
 
-    def select(self, index: Tensor) -> SharedPrefixCache:
+    def select(self, index: Tensor) -> Self:
         """New rectangle from row numbers (P', G'); the rows of a new group must share one prefix.
 
         The prefix is gathered only where groups are dropped or reordered.
@@ -155,16 +121,16 @@ class SharedPrefixCache(Cache):
         if len(groups) != self.num_groups or not torch.equal(groups, torch.arange(len(groups), device=groups.device)):
             prefix = [(keys[groups], values[groups]) for keys, values in prefix]
             mask = None if mask is None else mask[groups]
-        return SharedPrefixCache(prefix, mask, suffix, index.shape[1], self.length, valid)
+        return type(self)(prefix, mask, suffix, index.shape[1], self.length, valid)
 
-    def rewind(self, length: int) -> SharedPrefixCache:
+    def rewind(self, length: int) -> Self:
         """The same rows with only their first ``length`` suffix slots."""
         valid = None if self.valid is None else self.valid[..., :length]
-        return SharedPrefixCache(self.prefix, self.prefix_mask, self.suffix, self.group_size, length, valid)
+        return type(self)(self.prefix, self.prefix_mask, self.suffix, self.group_size, length, valid)
 
     # One forward pass -----------------------------------------------------------------------------------------------
 
-    def extended(self, num_positions: int, real: Tensor | None = None) -> SharedPrefixCache:
+    def extended(self, num_positions: int, real: Tensor | None = None) -> Self:
         """The same rows with room for a pass over ``num_positions`` more positions each; this cache stays as it is.
 
         Args:
@@ -173,13 +139,20 @@ class SharedPrefixCache(Cache):
         """
         suffix = self.suffix.reserve(self.length, num_positions)
         end, valid = self.length + num_positions, self._valid_with(num_positions, real)
-        new = SharedPrefixCache(self.prefix, self.prefix_mask, suffix, self.group_size, end, valid)
-        new.by_kernel = attention.are_columns(self.prefix[0][0]) and attention.suits(*self.prefix[0])
-        if new.by_kernel:
-            new.prefix_lengths = new._prefix_lengths()
-        else:
-            new.bias = new._visibility(num_positions)
+        new = type(self)(self.prefix, self.prefix_mask, suffix, self.group_size, end, valid)
+        new._prepare(num_positions)
         return new
+
+    def _prepare(self, num_positions: int) -> None:
+        """Finds out once what all layers of a pass over ``num_positions`` ask for."""
+        keys, values = self.prefix[0]
+        self.by_kernel = (
+            keys.shape[2] == values.shape[3] and attention.are_columns(keys) and attention.suits(keys, values)
+        )
+        if self.by_kernel:
+            self.prefix_lengths = self._prefix_lengths()
+        else:
+            self.bias = self._visibility(num_positions)
 
     def _valid_with(self, num_positions: int, real: Tensor | None) -> Tensor | None:
         """Which slots are real positions after a pass, (P, G, S + Q) bool; ``None``: all."""
@@ -211,7 +184,7 @@ class SharedPrefixCache(Cache):
             return attention.attend(query, *parts, self.length, self.valid, scaling)
         keys, values = (buffer[:, :, :, : self._slots] for buffer in self.suffix[layer_idx])  # (P, H, G, S, hd)
         rows, heads, length, width = query.shape
-        groups, kv_heads, prefix_length = prefix_values.shape[:3]
+        groups, kv_heads, prefix_length, out_width = prefix_values.shape
         # Query heads that share a key head (grouped-query attention) become further query positions of that head.
         shape = (groups, self.group_size, kv_heads, heads // kv_heads, length, width)
         q = query.new_empty(groups, kv_heads, self.group_size, heads // kv_heads * length, width)
@@ -226,14 +199,16 @@ class SharedPrefixCache(Cache):
         weights = scores.softmax(dim=-1).to(query.dtype)
         from_prefix = weights[..., :prefix_length].reshape(groups, kv_heads, -1, prefix_length) @ prefix_values
         from_suffix = weights[..., prefix_length:] @ values  # (P, H, G, Q, hd)
-        out = query.new_empty(rows, length, heads, width)
-        as_query = out.view(groups, self.group_size, length, kv_heads, -1, width).permute(0, 3, 1, 4, 2, 5)
-        torch.add(from_prefix.view(split.shape), from_suffix.view(split.shape), out=as_query)
+        out = query.new_empty(rows, length, heads, out_width)
+        as_query = out.view(groups, self.group_size, length, kv_heads, -1, out_width).permute(0, 3, 1, 4, 2, 5)
+        torch.add(from_prefix.view(as_query.shape), from_suffix.view(as_query.shape), out=as_query)
         return out
 
-    def placeholder_mask(self) -> Tensor:
-        """What the model is given as attention mask: 4-D, so that it is passed on as it is, and read by nobody."""
-        return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._values.device)
+    def pass_arguments(self) -> dict[str, Any]:
+        """What the model is handed for a pass over the positions that `extended` has made room for."""
+        # A 4-D mask is passed on as it is; this one is read by nobody.
+        placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self._values.device)
+        return {"past_key_values": self, "attention_mask": placeholder, "shared_prefix": self}
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions a row has behind it, padding included."""
@@ -276,3 +251,7 @@ class SharedPrefixCache(Cache):
 
     def _as_groups(self, states: Tensor) -> Tensor:
         return states.view(self.num_groups, self.group_size, *states.shape[1:]).transpose(1, 2)
+
+
+def _kernels_suit(keys: Tensor, values: Tensor) -> bool:
+    return keys.shape == values.shape and attention.suits(keys, values)

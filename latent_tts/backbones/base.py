@@ -14,7 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.acceleration.freezing import Freezable
 from latent_tts.acceleration.token_choice import Vocabulary
-from latent_tts.attention.shared_prefix import enable_shared_prefix
+from latent_tts.attention.passes import decoder_pass
+from latent_tts.attention.probe import make_exact
+from latent_tts.attention.windows import longest_sequence
 from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.errors import UserError
 
@@ -56,7 +58,7 @@ class LatentBackbone(Freezable, ABC):
         num_latents = self.default_num_latents if num_latents is None else num_latents
         if num_latents < self.min_latents:
             raise UserError(f"num_latents must be at least {self.min_latents}, got {num_latents}.")
-        enable_shared_prefix(model)
+        make_exact(model, rows_wait=self.dynamic)
         self.model = model
         self.tokenizer = tokenizer
         self.num_latents = num_latents
@@ -159,8 +161,8 @@ class LatentBackbone(Freezable, ABC):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence the positions reach, ``None`` where the config sets no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        """Longest sequence that the model is exact for, ``None`` where the config sets no limit."""
+        return longest_sequence(self.model.config)
 
     def prompt(self, question: str) -> str:
         """The text a question is asked with, up to and including the start-of-thought token."""
@@ -187,47 +189,20 @@ class LatentBackbone(Freezable, ABC):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Hidden states after the final norm, without the vocabulary projection.
-
-        Args:
-            inputs_embeds: (B, L, D).
-            attention_mask: (B, past + L) with 1 at real positions, a ready 4-D mask, taken as it is, or None where causal
-                attention hides all that has to be hidden.
-            position_ids: (B, L), counted from each row's first real token.
-            past_key_values: A transformers ``Cache``, extended in place.
-
-        Returns:
-            (B, L, D).
-        """
-        hidden: Tensor = self._run(
-            inputs_embeds, attention_mask, position_ids, past_key_values, **kwargs
-        ).last_hidden_state
+        """Hidden states after the final norm, (B, L, D); arguments as `decoder_pass` has them."""
+        out = decoder_pass(self.model, inputs_embeds, position_ids, attention_mask, past_key_values, **kwargs)
+        hidden: Tensor = out.last_hidden_state
         return hidden
 
     def hidden_layers(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
     ) -> tuple[Tensor, ...]:
         """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
-        out = self._run(inputs_embeds, attention_mask, position_ids, past_key_values, output_hidden_states=True)
+        out = decoder_pass(
+            self.model, inputs_embeds, position_ids, attention_mask, past_key_values, output_hidden_states=True
+        )
         states: tuple[Tensor, ...] = out.hidden_states[1:]
         return states
-
-    def _run(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor,
-        past_key_values: Any,
-        **kwargs: Any,
-    ) -> Any:
-        return self.model.base_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-            **kwargs,
-        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary scores: (..., D) to (..., V)."""

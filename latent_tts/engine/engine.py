@@ -20,10 +20,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
+from latent_tts.attention.own_attention import PromptCache
 from latent_tts.attention.padding import pad_right
-from latent_tts.attention.shared_prefix import SharedPrefixCache
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.engine.compaction import Batch, Results
 from latent_tts.engine.prompts import Prompt, make_prompts
@@ -167,14 +166,14 @@ class RolloutEngine:
         ids, mask = pad_right(prompts, backbone.pad_token_id, backbone.device)
         lengths = mask.sum(dim=1)
         positions = torch.arange(ids.shape[1], device=backbone.device).expand_as(ids)
-        recorded = DynamicCache()
+        recorded = PromptCache(backbone.model)
         with self.sampler.attached(backbone) as noise:
             noise.switch("prompt", state.keys, positions - lengths.unsqueeze(-1))
             hidden = backbone.last_hidden(backbone.embed(ids), None, positions, recorded)
         last = hidden[torch.arange(len(prompts), device=backbone.device), lengths - 1]
         slots = state.lead + backbone.num_latents + self.max_answer_tokens  # the last token is chosen, not fed
         padded = any(len(prompt) < ids.shape[1] for prompt in prompts)
-        cache = SharedPrefixCache.from_prompt(recorded, mask if padded else None, slots)
+        cache = recorded.as_prefix(mask if padded else None, slots)
         return replace(state, cache=cache, hidden=last)
 
     # 2. fork, and 3. think ------------------------------------------------------------------------------------------
@@ -276,7 +275,7 @@ class RolloutEngine:
         cache = state.cache.extended(inputs.shape[1], real)
         with self.sampler.attached(self.backbone) as noise:
             noise.switch(phase, state.keys, offsets)
-            hidden = self.backbone.last_hidden(inputs, cache.placeholder_mask(), positions, cache, shared_prefix=cache)
+            hidden = self.backbone.last_hidden(inputs, None, positions, cache)
         return replace(state, cache=cache, hidden=hidden[:, -1])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from latent_tts.attention.windows import longest_sequence
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
 
@@ -49,7 +50,7 @@ def check_width(width: int, hidden_size: int) -> None:
 
 def check_length(config: PretrainedConfig, prompt: int, steps: int) -> None:
     """Refuses prompts, of so many tokens, that leave no positions for the latents."""
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = longest_sequence(config)
     if limit is not None and prompt + steps > limit:
         raise UserError(
             f"A prompt of {prompt} tokens and {steps} latents do not fit in the reward model's {limit} positions; leave out "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
+from latent_tts.attention.probe import check_packed
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.dropout import set_dropout
@@ -92,6 +93,7 @@ def load_to_train_further(
     for part in (model.transformer, model.projector):
         if part is not None:
             part.requires_grad_(not frozen)
+    check_packed(model.transformer)
     set_dropout(model, dropout)
     return model
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicCache
 
 from latent_tts.acceleration.freezing import Freezable
+from latent_tts.attention.own_attention import PromptCache
 from latent_tts.attention.packed import packed_attention, packed_position_ids
 from latent_tts.attention.padding import pad_right
-from latent_tts.attention.shared_prefix import SharedPrefixCache, enable_shared_prefix
+from latent_tts.attention.passes import decoder_pass
+from latent_tts.attention.probe import check_packed, make_exact
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.dropout import set_dropout
 from latent_tts.engine.rollouts import Rollouts
@@ -63,7 +64,7 @@ class LatentRewardModel(Freezable):
         self.classifier = HEADS[head](self.hidden_size).to(transformer.device)  # float32 whatever the transformer is in
         self.frozen = frozen
         self.backbone_fingerprint: str | None = None
-        enable_shared_prefix(transformer)
+        make_exact(transformer)
         if frozen:
             self.transformer.requires_grad_(False)
             if projector is not None:
@@ -96,6 +97,7 @@ class LatentRewardModel(Freezable):
                 projector=copy.deepcopy(backbone._modules.get("projector")),
                 frozen=frozen,
             )
+        check_packed(transformer)
         set_dropout(model, dropout)
         model.backbone_fingerprint = backbone.fingerprint()
         return model
@@ -141,11 +143,9 @@ class LatentRewardModel(Freezable):
             latents = latents.reshape(problems * rollouts, 1, steps, width)
         inputs = torch.cat([prompt, latents.flatten(1, 2)], dim=1)  # (rows, S, D)
         position_ids = packed_position_ids(prompt_mask, latents.shape[1], steps)
-        attention = packed_attention(prompt_mask, latents.shape[1], steps)
+        attention = packed_attention(prompt_mask, latents.shape[1], steps, model=self.transformer)
         with torch.no_grad() if self.frozen else nullcontext():
-            hidden = self.transformer(
-                inputs_embeds=inputs, position_ids=position_ids, use_cache=False, **attention
-            ).last_hidden_state
+            hidden = decoder_pass(self.transformer, inputs, position_ids, **attention).last_hidden_state
         hidden = hidden[:, prompt.shape[1] :].reshape(problems * rollouts, steps, width)
         return self.read(hidden).view(problems, rollouts, steps).masked_fill(~latent_mask, 0.0)
 
@@ -192,16 +192,12 @@ class LatentRewardModel(Freezable):
         """Encodes the prompts: a state of one row per problem, before its first latent."""
         prompt_ids, prompt_mask = self.encode_prompts(questions)
         check_length(self.transformer.config, prompt_ids.shape[1], 1)
-        cache = DynamicCache()
-        self.transformer(
-            inputs_embeds=self.transformer.get_input_embeddings()(prompt_ids),
-            attention_mask=None,  # padding is on the right, where no real token looks
-            position_ids=torch.arange(prompt_ids.shape[1], device=self.device).expand_as(prompt_ids),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        recorded = PromptCache(self.transformer)
+        positions = torch.arange(prompt_ids.shape[1], device=self.device).expand_as(prompt_ids)
+        # Padding is on the right, where no real token looks.
+        decoder_pass(self.transformer, self.transformer.get_input_embeddings()(prompt_ids), positions, None, recorded)
         padding = None if bool(prompt_mask.all()) else prompt_mask
-        return RewardState(SharedPrefixCache.from_prompt(cache, padding), prompt_mask.sum(dim=1), None)
+        return RewardState(recorded.as_prefix(padding), prompt_mask.sum(dim=1), None)
 
     @torch.no_grad()
     def step(self, state: RewardState, latents: Tensor, real: Tensor | None = None) -> tuple[RewardState, Tensor]:
@@ -226,14 +222,9 @@ class LatentRewardModel(Freezable):
         check_length(self.transformer.config, int(state.prompt_lengths.max()) + state.num_steps, steps)
         cache = state.cache.extended(steps)
         first = state.prompt_lengths.repeat_interleave(cache.group_size) + state.num_steps  # (R,)
-        hidden = self.transformer(
-            inputs_embeds=latents.to(self.dtype),
-            attention_mask=None,  # the cache knows who sees whom
-            position_ids=first.unsqueeze(1) + torch.arange(steps, device=first.device),
-            past_key_values=cache,
-            use_cache=True,
-            shared_prefix=cache,
-        ).last_hidden_state  # (R, Q, D)
+        positions = first.unsqueeze(1) + torch.arange(steps, device=first.device)
+        out = decoder_pass(self.transformer, latents.to(self.dtype), positions, None, cache)
+        hidden = out.last_hidden_state  # (R, Q, D)
         if not self.classifier.needs_history:
             return RewardState(cache, state.prompt_lengths, None), self.read(hidden)
         history = hidden if state.history is None else torch.cat([state.history, hidden], dim=1)
