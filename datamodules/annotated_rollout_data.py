@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -17,6 +18,18 @@ from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
 from latent_tts.reward.losses import require_valid_steps
+
+
+@runtime_checkable
+class PromptReader(Protocol):
+    """What a module says of its prompts: how long they are, and how much it takes in."""
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions of a prompt and the latents of a rollout; None where there is no limit."""
+
+    def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
+        """Tokens of every question's prompt."""
 
 
 @dataclass
@@ -64,7 +77,8 @@ class AnnotatedRolloutDataModule(LightningDataModule):
     Problems go to training or validation by the hash of their question, so the split does not move when problems are added.
     Problems whose rollouts are all right or all wrong are left out by default where nothing can be learned or measured from
     them. The training order is a function of (seed, epoch). With several devices every device takes its own batches, and
-    equally many; validation has every problem once.
+    equally many; validation has every problem once. Problems that are longer than the model's positions are counted and left
+    out.
 
     Args:
         folder: Folder of annotations.
@@ -123,15 +137,16 @@ class AnnotatedRolloutDataModule(LightningDataModule):
         val_questions = set(self.stores[-1].questions) if self.val_folder is not None else set()
         held_out = {i for i in every if store.questions[i] in val_questions or self._splits_off(store.questions[i])}
         training = self._without_uniform(store, [i for i in every if i not in held_out], self.leave_out_uniform)
+        training = self._that_fit(store, training)
         if not training:
             raise UserError(
                 f"none of the {len(store)} annotated problems in {self.folder} is left to train on: {len(held_out)} are for "
-                "validation, and the rest are all right or all wrong; annotate more problems, or set leave_out_uniform to false"
+                "validation, and the rest are too long, all right or all wrong; annotate more, or set leave_out_uniform to false"
             )
         self.train_problems = AnnotatedRollouts(store, training, self.memory_limit)
         val_store, candidates = (store, sorted(held_out)) if self.val_folder is None else (self.stores[1], None)
         candidates = list(range(len(val_store))) if candidates is None else candidates
-        validation = self._without_uniform(val_store, candidates, self.leave_out_uniform_val)
+        validation = self._that_fit(val_store, self._without_uniform(val_store, candidates, self.leave_out_uniform_val))
         if not validation and (self.val_folder is not None or self.val_share > 0):
             raise UserError(
                 f"no annotated problem of {val_store.folder} is left to validate on; raise val_share (0 for no validation) or "
@@ -166,12 +181,27 @@ class AnnotatedRolloutDataModule(LightningDataModule):
 
         Questions of as many characters differ in tokens by a quarter and more, and all that is padding in a batch.
         """
-        module: Any = None if self.trainer is None else self.trainer.lightning_module
-        return (
-            [len(question) for question in problems.questions]
-            if module is None
-            else module.prompt_lengths(problems.questions)
-        )
+        reader = self._reader()
+        return [len(q) for q in problems.questions] if reader is None else reader.prompt_lengths(problems.questions)
+
+    def _reader(self) -> PromptReader | None:
+        """The module that trains, where there is one."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return module if isinstance(module, PromptReader) else None
+
+    def _that_fit(self, store: AnnotationStore, indices: list[int]) -> list[int]:
+        """The problems whose prompt and latents fit in the positions of the module; the others are counted."""
+        reader = self._reader()
+        if reader is None or reader.max_positions is None or not indices:
+            return indices
+        prompts = reader.prompt_lengths([store.questions[i] for i in indices])
+        long = {i for i, n in zip(indices, prompts, strict=True) if n + store.num_steps[i] > reader.max_positions}
+        if long:
+            rank_zero_warn(
+                f"{len(long)} of {len(indices)} problems of {store.folder} are left out, such as {store.problem_ids[min(long)]}: "
+                f"prompt and latents do not fit in the reward model's {reader.max_positions} positions."
+            )
+        return [i for i in indices if i not in long]
 
     def _loader(self, problems: AnnotatedRollouts, sampler: Any) -> DataLoader[Any]:
         # A sampler of index lists in place of a batch sampler: Lightning then sets its epoch and leaves it in place.

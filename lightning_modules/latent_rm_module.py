@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from torchmetrics import MeanMetric
 
 from datamodules.annotated_rollout_data import AnnotatedBatch, AnnotatedRolloutDataModule
 from latent_tts.aggregation.base import StepReduction
+from latent_tts.attention.windows import longest_sequence
 from latent_tts.backbones import load_backbone
 from latent_tts.errors import UserError
 from latent_tts.metrics import PairwiseRankingAccuracy, RecallAt1, ScoreCalibration, StepScoreCorrelation
 from latent_tts.reward import LatentRewardModel
 from latent_tts.reward.heads import HeadName
+from latent_tts.reward.inputs import check_scores
 from latent_tts.reward.loading import load_to_train_further
 from latent_tts.reward.losses import LabelsName, LossName, LossSum, RewardLoss, TargetsName
 from latent_tts.training.optimization import Optimization
@@ -51,6 +54,18 @@ class LatentRMModule(TrainingModule):
     """
 
     monitor = "val/recall_at_1"
+    logged_metrics: ClassVar[tuple[str, ...]] = (
+        "train/loss",
+        "val/loss",
+        "val/recall_at_1",
+        "val/chance",
+        "val/coverage",
+        "val/voting",
+        "val/ranking_accuracy",
+        "val/calibration_error",
+        "val/correlation",
+        "val/correlation_within",
+    )
 
     def __init__(
         self,
@@ -116,7 +131,12 @@ class LatentRMModule(TrainingModule):
                 "num_rollouts of 2 or more, or train with loss bce"
             )
 
-    def prompt_lengths(self, questions: list[str]) -> list[int]:
+    @property
+    def max_positions(self) -> int | None:
+        """Positions of a prompt and the latents of a rollout."""
+        return longest_sequence(self.reward_model.transformer.config)
+
+    def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
         """Tokens of the questions' prompts, by which batches are made of problems of similar length."""
         return self.reward_model.prompt_lengths(questions)
 
@@ -144,6 +164,7 @@ class LatentRMModule(TrainingModule):
     def validation_step(self, batch: AnnotatedBatch, batch_idx: int) -> Tensor:
         """Updates the metrics; returns the step scores, (B, N, T)."""
         scores = self.score(batch).detach()
+        check_scores(scores, scores.dtype)
         loss = self.loss(scores, batch)
         self.val_loss.update(loss.mean, weight=loss.num_terms)
         self.recall_at_1.update(scores, batch.correct, batch.mask, batch.answers)
@@ -168,6 +189,7 @@ class LatentRMModule(TrainingModule):
             "val/correlation": self.curves["correlation"]["per_step"].nanmean(),
             "val/correlation_within": self.curves["correlation"]["within"].nanmean(),
         }
-        self.log_dict({name: value.float() for name, value in scalars.items()}, sync_dist=True, batch_size=1)
+        known = {name: value.float() for name, value in scalars.items() if not value.isnan()}  # on every rank the same
+        self.log_dict(known, sync_dist=True, batch_size=1)
         for metric in (self.val_loss, self.recall_at_1, self.ranking_accuracy, self.calibration, self.correlation):
             metric.reset()

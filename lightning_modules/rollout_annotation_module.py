@@ -97,6 +97,11 @@ class RolloutAnnotationModule(LightningModule):
         self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
         self.continue_uniform = continue_uniform
         self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        if self.backbone.num_latents == 0:
+            raise UserError(
+                f"A {self.backbone.kind} backbone writes its reasoning and has no latent thoughts to annotate: name "
+                "a latent reasoning model."
+            )
         self.backbone.freeze()
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -27,7 +29,9 @@ from latent_tts.annotation.writer import AnnotationWriter
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.errors import UserError
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from lightning_modules.latent_rm_module import LatentRMModule
+from latent_tts.reward.losses import RewardLoss
+from latent_tts.training.optimization import Optimization
+from lightning_modules.latent_rm_module import DEFAULT_OPTIMIZATION, LatentRMModule
 from tests.test_reward import tiny_backbone
 from tests.training import with_optimization
 
@@ -340,6 +344,68 @@ def test_uniform_problems_are_left_out_of_training_only(workplace: Path) -> None
             assert problems is not None
             uniform = [not batch.correct.any() for batch in (problems[[i]] for i in range(len(problems)))]
             assert any(uniform) != left_out
+
+
+def test_problems_longer_than_the_positions_are_counted_and_left_out(workplace: Path, tmp_path: Path) -> None:
+    os.symlink(workplace / "backbone", tmp_path / "backbone")
+    with AnnotationWriter(tmp_path / "annotations", settings_of(tiny_backbone())) as writer:
+        for number in range(1, 10):
+            writer.add(annotated(number))
+        writer.add(replace(annotated(11), question="What is " + "17 + " * 60 + "1?"))
+    with pytest.warns(UserWarning, match=r"1 of 10 problems of .* are left out, such as p11: .* 128 positions"):
+        _, module = fit(tmp_path, data={"val_share": 0.0, "batch_size": 3}, max_epochs=1)
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    assert len(data.train_problems) == 9 and data.train_dataloader() is not None
+
+
+def test_scores_that_are_no_numbers_end_the_training(workplace: Path) -> None:
+    with pytest.raises(UserError, match="scores that are no finite numbers"):
+        fit(workplace, model={"optimization": Optimization(lr=1e30)})
+
+
+def test_validation_without_values_logs_what_can_be_known(workplace: Path, tmp_path: Path) -> None:
+    """Recall@1 needs no Monte-Carlo values: an annotation without any may be validated on."""
+    with AnnotationWriter(tmp_path / "val", settings_of(tiny_backbone(), num_continuations=0)) as writer:
+        for number in range(200, 210):
+            problem = annotated(number)
+            writer.add(replace(problem, values=torch.full_like(problem.values, float("nan"))))
+    trainer, _ = fit(workplace, data={"val_folder": str(tmp_path / "val")}, max_epochs=1)
+    assert "val/recall_at_1" in trainer.callback_metrics and "val/loss" not in trainer.callback_metrics
+
+
+def test_every_metric_that_is_logged_is_declared(workplace: Path) -> None:
+    trainer, module = fit(workplace, max_epochs=1)
+    assert set(trainer.callback_metrics) <= set(module.logged_metrics)
+
+
+def test_a_checkpoint_is_loaded_with_its_options(workplace: Path, tmp_path: Path) -> None:
+    kept = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    options = {"head": "mlp", "loss": "bce", "labels": "final", "seed": 3}
+    logger = TensorBoardLogger(tmp_path, name="tb", version="")
+    _, module = fit(workplace, [kept], model=options, max_epochs=1, logger=logger)
+    loaded = LatentRMModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert_same_weights(weights_of(module), weights_of(loaded), 0.0)
+    assert loaded.reward_loss == RewardLoss("bce", labels="final") and loaded.reward_model.head_name == "mlp"
+    logged = (tmp_path / "tb" / "hparams.yaml").read_text()
+    assert "head: mlp" in logged and "loss: bce" in logged
+
+
+def test_the_published_recipe_is_the_published_training() -> None:
+    """METHOD: AdamW lr 1e-4, cosine, warm-up 0.1, 30 epochs, 256 problems x 8 rollouts a step, bf16, gradient norm 1.0, dropout
+    off, best by recall@1; the loss is the contrastive one with the labels themselves as weights."""
+    recipe = yaml.safe_load((ROOT / "configs" / "train" / "latent-rm-published.yaml").read_text())
+    trainer, options = recipe["trainer"], recipe["model"]["init_args"]
+    assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["precision"]) == (30, 1.0, "bf16-mixed")
+    optimization = replace(DEFAULT_OPTIMIZATION, **options.pop("optimization"))
+    assert (optimization.lr, optimization.warmup_share, optimization.schedule) == (1e-4, 0.1, "cosine")
+    assert options == {
+        "backbone": "ModalityDance/latent-tts-coconut",
+        "global_batch_size": 256,
+    }  # the rest is by default:
+    defaults = {name: each.default for name, each in inspect.signature(LatentRMModule).parameters.items()}
+    expected = {"head": "linear", "frozen": False, "loss": "contrastive", "targets": "raw", "labels": "continuations"}
+    assert {name: defaults[name] for name in expected} == expected and defaults["dropout"] == 0.0
+    assert LatentRMModule.monitor == "val/recall_at_1"
 
 
 def test_the_split_is_by_question_and_complete(workplace: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from callbacks.annotation_writer import WriteAnnotations
 from commands.annotate import AnnotationCLI
@@ -204,6 +205,30 @@ def test_bad_options_are_refused_in_one_sentence(option, message, arguments):
         AnnotationCLI([*arguments, *option.split()]).run()
 
 
+def test_the_published_annotation_is_the_published_one(backbone_folder, tmp_path):
+    """METHOD: MC-dropout p = 0.2, N = 8, M = 64, dropout on for the remaining thoughts and the answers of continuations."""
+    path = ROOT / "configs" / "annotate" / "published.yaml"
+    cli = AnnotationCLI([f"--config={path}", f"--model.backbone={backbone_folder}", f"--output={tmp_path / 'new'}"])
+    settings = cli.model.annotation_settings("data")
+    assert settings.sampler == {
+        "name": "MonteCarloDropout", "p": 0.2, "sites": "residual", "scope": "prompt+latent+answer"
+    }  # fmt: skip
+    assert (settings.num_rollouts, settings.num_continuations, settings.extra.last) == (8, 64, "estimate")
+    assert settings.extra.continue_uniform
+    data = json.loads(cli.data_description())
+    assert (data["source"], data["split"]) == ("gsm8k", "train")
+    training = yaml.safe_load((ROOT / "configs" / "train" / "latent-rm-published.yaml").read_text())
+    assert training["data"]["init_args"]["folder"] == yaml.safe_load(path.read_text())["output"]
+    validation = yaml.safe_load(path.with_stem("published-validation").read_text())
+    assert training["data"]["init_args"]["val_folder"] == validation["output"]
+    assert validation["model"]["num_rollouts"] == 64
+
+
+def test_a_model_without_latent_thoughts_has_none_to_annotate(tiny_backbone):
+    with pytest.raises(UserError, match="cot backbone writes its reasoning and has no latent thoughts to annotate"):
+        RolloutAnnotationModule(tiny_backbone("cot", num_latents=0), AdditiveGaussianNoise(0.5))
+
+
 def test_two_processes_write_what_one_would(arguments, tmp_path):
     """The command itself, on two gloo processes, after a first part on one."""
     AnnotationCLI([*arguments, f"--output={tmp_path / 'one'}"]).run()
@@ -226,11 +251,12 @@ def test_two_processes_write_what_one_would(arguments, tmp_path):
 def test_every_shipped_configuration_is_accepted_with_the_backbone_it_names(
     path, tmp_path, backbone_folder, monkeypatch
 ):
-    """Written as a recipe's comments say: ``tiny-validation.yaml`` and ``tiny-values.yaml`` after ``tiny.yaml``."""
+    """Written as a recipe's comments say: a file whose name continues another's is given after that one."""
     monkeypatch.chdir(ROOT)  # recipes name the shipped checkpoints relative to it
-    files = ["tiny", path.stem] if path.stem in ("tiny-validation", "tiny-values") else [path.stem]
+    bases = {"tiny-validation": "tiny", "tiny-values": "tiny", "published-validation": "published"}
+    files = [*([bases[path.stem]] if path.stem in bases else []), path.stem]
     arguments = [f"--config={path.with_stem(stem)}" for stem in files]
-    if path.stem == "default":  # the base of all annotations names no backbone
+    if path.stem == "default" or "published" in files:  # it names no backbone, or one of the hub
         arguments.append(f"--model.backbone={backbone_folder}")
     cli = AnnotationCLI([*arguments, f"--output={tmp_path}"])
     assert cli.model.num_rollouts >= 2  # a contrastive loss compares rollouts

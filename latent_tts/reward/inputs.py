@@ -63,5 +63,5 @@ def check_scores(scores: Tensor, dtype: torch.dtype) -> None:
     if not bool(scores.isfinite().all()):
         raise UserError(
             "The reward model gives scores that are no finite numbers: its weights are damaged, or too large for "
-            f"{str(dtype).removeprefix('torch.')}; load it in float32, or train it again."
+            f"{str(dtype).removeprefix('torch.')}; load it in float32, or train it again, with a smaller learning rate."
         )
