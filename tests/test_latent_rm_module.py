@@ -449,7 +449,7 @@ def test_batches_are_made_of_prompts_with_as_many_tokens(workplace: Path) -> Non
     data = AnnotatedRolloutDataModule(str(workplace / "annotations"), batch_size=4, val_share=0.5)
     data.setup("fit")
     tokens = lambda questions: [int(question.strip("?")[-1]) for question in questions]  # noqa: E731
-    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(prompt_lengths=tokens))  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(prompt_lengths=tokens, max_positions=None))  # type: ignore[assignment]
     lengths = [length for batch in data.val_dataloader() for length in tokens(batch.questions)]
     assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 3
     spread = [max(row) - min(row) for row in (tokens(batch.questions) for batch in data.train_dataloader())]
