@@ -6,11 +6,9 @@
 import sys
 
 from commands.guard import main_guard
-from commands.start_up import import_torchmetrics_alone
 
 
 def main() -> None:
-    import_torchmetrics_alone()
     if sys.argv[1:2] == ["annotate"]:
         from commands.annotate import AnnotationCLI
 

@@ -1,11 +1,9 @@
 """Trains a latent reasoning or reward model: `python train.py fit --config configs/train/tiny-coconut.yaml`."""
 
 from commands.guard import main_guard
-from commands.start_up import import_torchmetrics_alone
 
 
 def main() -> None:
-    import_torchmetrics_alone()
     from commands.train import TrainingCLI
 
     TrainingCLI()

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks.annotation_writer import WriteAnnotations
 from callbacks.progress import ProblemProgress
 from commands.base import CommandLine
+from commands.help import show_trainer_options
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.annotation.reader import AnnotationStore
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
@@ -53,9 +54,7 @@ class AnnotationCLI(CommandLine):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_core_arguments_to_parser(parser)
         shown = ("accelerator", "strategy", "devices", "num_nodes", "precision", "enable_progress_bar")
-        self.show_trainer_options(
-            parser, shown, "Devices and precision (the other options of Lightning's Trainer work too)"
-        )
+        show_trainer_options(parser, shown, "Devices and precision (the other options of Lightning's Trainer work too)")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

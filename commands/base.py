@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import re
+import sys
 import warnings
-from collections.abc import Collection
 from typing import Any, NoReturn
 
 from lightning.pytorch import Trainer
@@ -14,6 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.termination import StopOnSignal, without_lightnings_signals
+from commands.explain import explain
+from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
 
@@ -37,37 +37,27 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+class BadOptionError(UserError):
+    """What the parser says; `CommandLine.parse_arguments` finds better words where it can."""
+
+
 class OneSentenceParser(LightningArgumentParser):
-    """Reports a bad option as a UserError instead of usage text."""
+    """Raises what is wrong with an option instead of printing usage text; abbreviated options are unknown options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        super().__init__(*args, **(defaults | kwargs))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(one_sentence(message)) from ex
+        raise BadOptionError(one_sentence(message)) from ex
 
 
 def one_sentence(message: str) -> str:
-    """The parser's report of a bad option, a few lines of what each type of it expected, as one sentence."""
-    lines = [line.strip(" -") for line in message.split("\n") if line.strip(" -")]
-    if message.startswith("Problems parsing config"):
-        reason = " ".join(lines).removeprefix("Problems parsing config: ").replace(' in "<unicode string>",', ", in")
-        return f"A file given with --config is not valid YAML: {reason}."
-    if message.startswith("the following arguments are required"):
-        return f"{lines[0].rpartition(': ')[2]} has no value: give --{lines[0].rpartition(': ')[2]}, or a --config that does."
-    if message.startswith("unrecognized arguments"):
-        return f"There is no option {message.partition(': ')[2]}: --help lists the options."
-    key = re.search(r'Parser key "([^"]+)":', message)
-    expected = [match[1] for line in lines if (match := re.match(r"Expected an? (.*?)(?:\. Got value: .*)?$", line))]
-    value = re.search(r"(?:Given|Got) value: (.*)", message)
-    if key and expected and value:
-        return f"Option --{key[1]} must be {' or '.join(map(_type_name, dict.fromkeys(expected)))}, got {value[1]}."
-    reason = re.sub(r'^Parser key "[^"]+":\s*', "", lines[-1]).rstrip(".")
-    reason = re.sub(r"^Expected a dot import path string: (.*)", r"there is no class named '\1'", reason)
-    return f"Option --{key[1]}: {reason[0].lower()}{reason[1:]} (--help describes it)." if key else f"{reason}."
-
-
-def _type_name(text: str) -> str:
-    """`<class 'int'>` -> `int`, `typing.Literal['a', 'b']` -> `one of 'a', 'b'`."""
-    text = re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", text)
-    return re.sub(r"<class '(\w+)'>", r"\1", text).replace("NoneType", "null")
+    """The parser's report on one line, without what it repeats."""
+    text = " ".join(message.split()).replace(' in "<unicode string>",', ", in").rstrip(".")
+    if text.startswith("Problems parsing config: "):
+        return f"A file given with --config is not valid YAML: {text.removeprefix('Problems parsing config: ')}."
+    return f"{text}; --help lists the options."
 
 
 class CommandLine(LightningCLI):
@@ -90,6 +80,22 @@ class CommandLine(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Seeds are options of the parts that draw; there is no global one."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses.
+
+        Raises:
+            UserError: An option that is unknown or does not take its value, named with what there is.
+        """
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            super().parse_arguments(parser, args)
+        except BadOptionError as error:
+            raise UserError(self.explanation(parser, given) or str(error)) from error
+
+    def explanation(self, parser: LightningArgumentParser, given: list[str]) -> str | None:
+        """What is wrong with a command line that the parser has refused; None where that is not known."""
+        return explain(parser, given)
+
     def _set_seed(self) -> None:
         """Nothing global is seeded."""
 
@@ -105,17 +111,6 @@ class CommandLine(LightningCLI):
         parser.set_defaults(
             {f"trainer.{key}": value for key, value in self.trainer_defaults.items() if key != "callbacks"}
         )
-
-    @staticmethod
-    def show_trainer_options(parser: LightningArgumentParser, shown: Collection[str], title: str) -> None:
-        """Leaves the trainer's other options out of `--help`, where they have no use; they are accepted all the same."""
-        for action in parser._actions:
-            group, _, option = action.dest.partition(".")
-            if group == "trainer" and option and option not in shown:
-                action.help = argparse.SUPPRESS
-        for found in parser._action_groups:
-            if found.title == "Customize every aspect of training via flags":
-                found.title = title
 
     @staticmethod
     def refuse_half_weights(precision: Any) -> None:

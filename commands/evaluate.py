@@ -18,6 +18,7 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import ProblemProgress
 from callbacks.scaling_report import ScalingReport
 from commands.base import CommandLine
+from commands.help import show_trainer_options
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.evaluation.run_folder import Settings, flatten
 from lightning_modules.parallel_tts_module import ParallelTTSModule
@@ -63,7 +64,7 @@ class EvaluationCLI(CommandLine):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_core_arguments_to_parser(parser)
-        self.show_trainer_options(
+        show_trainer_options(
             parser, _TRAINER_OPTIONS, "Devices and precision (the other options of Lightning's Trainer work too)"
         )
 

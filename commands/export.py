@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from commands.guard import main_guard
-from commands.start_up import import_torchmetrics_alone
 from latent_tts.errors import UserError
 
 WEIGHTS = ("best", "last")
@@ -68,7 +67,6 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="Storage type.")
     parser.add_argument("--adapters-only", action="store_true", help="Leave out the weights of the base model.")
     options = parser.parse_args(args)
-    import_torchmetrics_alone()
     export_run(options.run, options.out, options.weights, options.dtype, options.adapters_only)
 
 

@@ -1,0 +1,306 @@
+"""What is wrong with a command line: found by walking the options given through the options there are.
+
+The parser reports what each type of a nested option expected, level by level; a user wants the one option that is wrong, and
+what there is.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from latent_tts.errors import UserError
+
+_SHOWN = 14  # names in a list of what there is
+
+
+@dataclass(frozen=True)
+class Given:
+    """An option as it was given: its name in parts, and its value (a string from the command line, any YAML from a file)."""
+
+    path: tuple[str, ...]
+    value: Any
+    flag: bool
+
+
+def explain(
+    parser: ArgumentParser, args: Sequence[str], names: Mapping[str, Sequence[str]] | None = None
+) -> str | None:
+    """One sentence on the first option that is wrong; None where none is found.
+
+    Args:
+        parser: The parser of the command or sub-command.
+        args: The command line, without a sub-command's name.
+        names: Of options whose value is an object, the names of the classes that are meant; by default all that fit.
+    """
+    options = [
+        Given((key,), value, False) for file in parser.default_config_files for key, value in content(file).items()
+    ]
+    options += given_options(args)
+    walk = Walk(options, names or {})
+    for option in options:
+        if option.value is None and option.flag:
+            return f"Option --{'.'.join(option.path)} needs a value."
+        if sentence := walk.problem(parser, option.path, option.value, "", option.flag):
+            return sentence
+    return walk.missing(parser)
+
+
+def given_options(args: Sequence[str]) -> Iterator[Given]:
+    """The options of a command line and of the files it names, in their order."""
+    rest = list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("-"):
+            continue
+        text = value if equals else (rest.pop(0) if rest and not rest[0].startswith("--") else None)
+        if name in ("-c", "--config") and text is not None:
+            yield from (Given((key,), found, flag=False) for key, found in content(text).items())
+        else:
+            yield Given(tuple(name.lstrip("-").rstrip("+").split(".")), text, flag=True)
+
+
+def mentioned(args: Sequence[str]) -> Iterator[str]:
+    """The texts of a command line: its arguments, and the contents of the files that it names."""
+    for argument in args:
+        yield argument
+        path = Path(argument.rpartition("=")[2])
+        if path.suffix in (".yaml", ".yml", ".json") and path.is_file():
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def content(file: str | Path) -> dict[str, Any]:
+    """What a file of options says.
+
+    Raises:
+        UserError: There is none, or it holds something else.
+    """
+    try:
+        found = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config {file} cannot be read: {error.strerror}.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise UserError(f"--config {file} is not valid YAML: {reason}.") from error
+    if not isinstance(found, dict | None):
+        raise UserError(f"--config {file} must hold options by name, not a {type(found).__name__}.")
+    return {str(key): value for key, value in (found or {}).items()}
+
+
+class Walk:
+    """Follows options into the classes that they name."""
+
+    def __init__(self, options: Sequence[Given], names: Mapping[str, Sequence[str]]) -> None:
+        self.offered = names
+        self.named: dict[str, str] = {}  # the class that was named last for an option
+        self.given: set[str] = set()
+        for option in options:
+            self._note(".".join(part for part in option.path if part != "init_args"), option.value)
+
+    def _note(self, name: str, value: Any) -> None:
+        self.given.add(name)
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                self._note(name if key == "init_args" else f"{name}.{key}", inner)
+        elif isinstance(value, str):
+            self.named[name.removesuffix(".class_path")] = value
+
+    def problem(
+        self, parser: ArgumentParser, path: Sequence[str], value: Any, above: str, flag: bool = False
+    ) -> str | None:
+        """What is wrong with an option of a parser, whose own options begin with `above`."""
+        actions = {action.dest: action for action in parser._actions}
+        for length in range(len(path), 0, -1):
+            action = actions.get(".".join(path[:length]))
+            if action is not None:
+                break
+        else:
+            if isinstance(value, dict) and any(dest.startswith(".".join(path) + ".") for dest in actions):
+                return self._first(parser, [((*path, key), inner) for key, inner in value.items()], above)
+            return unknown(above + ".".join(path), [above + dest for dest in actions])
+        name, rest = above + action.dest, list(path[length:])
+        hint = getattr(action, "_typehint", None)
+        if hint is None:
+            if rest and any(dest.startswith(action.dest + ".") for dest in actions):
+                return unknown(above + ".".join(path), [above + dest for dest in actions])
+            group = [((*path, key), inner) for key, inner in value.items()] if isinstance(value, dict) else []
+            return self._first(parser, group, above)
+        if rest and rest[0] in ("class_path", "dict_kwargs", "help"):
+            return self._unknown_class(name, hint, value) if rest[0] == "class_path" else None
+        if rest:
+            return self._inside(name, hint, action.default, [(tuple(r for r in rest if r != "init_args"), value)], flag)
+        return self._value(name, hint, action.default, value, flag)
+
+    def _first(self, parser: ArgumentParser, options: Sequence[tuple[tuple[str, ...], Any]], above: str) -> str | None:
+        return next((s for path, value in options if (s := self.problem(parser, path, value, above))), None)
+
+    def _value(self, name: str, hint: Any, default: Any, value: Any, flag: bool) -> str | None:
+        if accepts(hint, value, flag):
+            return None
+        if isinstance(value, list):
+            found = (self._value(f"{name}[{i}]", _item(hint), None, entry, False) for i, entry in enumerate(value))
+            return next(filter(None, found), None) or f"Option --{name} must be {describe(hint)}, got {value}."
+        if isinstance(value, dict):
+            if "class_path" in value and (sentence := self._unknown_class(name, hint, str(value["class_path"]))):
+                return sentence
+            cls = class_named(str(value.get("class_path")), hint) or self._object_class(name, hint, default)
+            inner = value.get("init_args", {}) if "class_path" in value else value
+            options = [
+                ((key,), entry) for key, entry in dict(inner or {}).items() if key not in ("class_path", "init_args")
+            ]
+            return self._inside(name, hint, default, options, False, cls)
+        if object_types(hint) and isinstance(value, str):
+            return self._unknown_class(name, hint, value) or self._inside(name, hint, default, [], False)
+        return f"Option --{name} must be {describe(hint)}, got {value}."
+
+    def _inside(
+        self, name: str, hint: Any, default: Any, options: Sequence[tuple[tuple[str, ...], Any]], flag: bool,
+        cls: type | None = None,
+    ) -> str | None:  # fmt: skip
+        """What is wrong with options of the object that an option stands for."""
+        cls = cls or self._object_class(name, hint, default)
+        if cls is None:
+            return None
+        parser = options_of(cls)
+        found = (self.problem(parser, path, value, f"{name}.", flag) for path, value in options)
+        return next(filter(None, found), None)
+
+    def _object_class(self, name: str, hint: Any, default: Any) -> type | None:
+        """The class that an option's object has: the one named, that of the default, or the only one there is."""
+        if named := class_named(self.named.get(name, ""), hint):
+            return named
+        path = default.get("class_path") if isinstance(default, dict) else getattr(default, "class_path", None)
+        if path:
+            return class_named(str(path), hint)
+        types = object_types(hint)
+        return types[0] if len(types) == 1 and not inspect.isabstract(types[0]) else None
+
+    def _unknown_class(self, name: str, hint: Any, given: str) -> str | None:
+        if class_named(given, hint) is not None:
+            return None
+        there_are = list(
+            self.offered.get(name) or sorted({cls.__name__ for t in object_types(hint) for cls in concrete(t)})
+        )
+        module, _, short = given.rpartition(".")
+        try:
+            inside = [n for n, c in vars(import_module(module)).items() if inspect.isclass(c)] if module else []
+        except (ImportError, ValueError):
+            return f"Option --{name}: there is no module {module!r} to take {short} from."
+        choice = alternatives(short, [name for name in there_are if name in inside] or there_are)
+        return f"Option --{name}: there is no class {given!r}{choice}."
+
+    def missing(self, parser: ArgumentParser) -> str | None:
+        """A required option, of the command or of an object, that has no value."""
+        for name, classes in self.offered.items():
+            if name not in self.given:
+                return f"Option --{name} has no value{alternatives('', classes)}."
+        for action in parser._actions:
+            hint = getattr(action, "_typehint", None)
+            cls = None if hint is None else self._object_class(action.dest, hint, action.default)
+            for option in options_of(cls)._actions if action.dest in self.named and cls is not None else []:
+                if option.required and f"{action.dest}.{option.dest}" not in self.given:
+                    return f"Option --{action.dest}.{option.dest} has no value: give it, or a --config that does."
+        return None
+
+
+def options_of(cls: type) -> ArgumentParser:
+    """A parser whose options are the parameters of a class."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, fail_untyped=False)
+    return parser
+
+
+def accepts(hint: Any, value: Any, flag: bool) -> bool:
+    """Whether an option of a type takes a value, given as text on the command line or as YAML."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--x", type=hint)
+    try:
+        parser.parse_args([f"--x={value}"]) if flag else parser.parse_object({"x": value})
+    except (ArgumentError, ValueError, TypeError, SystemExit):
+        return False
+    return True
+
+
+def names_of(hint: Any) -> list[str]:
+    """The names of the classes that fit a type, without those that only others derive from."""
+    fitting = {cls for base in object_types(hint) for cls in concrete(base)}
+    return sorted(cls.__name__ for cls in fitting if cls not in object_types(hint) or len(fitting) == 1)
+
+
+def class_named(name: str, hint: Any) -> type | None:
+    """The class of a path, or of a short name among those that fit a type; None where there is none."""
+    module, _, short = name.rpartition(".")
+    if not module:
+        fitting = (cls for base in object_types(hint) for cls in concrete(base))
+        return next((cls for cls in fitting if cls.__name__ == short), None)
+    try:
+        found = getattr(import_module(module), short)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if inspect.isclass(found) else None
+
+
+def object_types(hint: Any) -> list[type]:
+    """The classes in a type whose values are objects with options of their own."""
+    if inspect.isclass(hint) and get_origin(hint) is None:
+        plain = hint.__module__ == "builtins" or issubclass(hint, Path | str)
+        return [] if plain else [hint]
+    return [cls for part in get_args(hint) if part is not Literal for cls in object_types(part)]
+
+
+def concrete(base: type) -> Iterator[type]:
+    """The classes that can be made among a class and those derived from it, as far as they are imported."""
+    if not inspect.isabstract(base):
+        yield base
+    derived: type
+    for derived in base.__subclasses__():
+        yield from concrete(derived)
+
+
+def _item(hint: Any) -> Any:
+    """The type of a list's entries."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) in (list, tuple, Sequence) or str(get_origin(part)).endswith(("Iterable'>", "Sequence'>")):
+            return get_args(part)[0]
+    return Any
+
+
+def unknown(name: str, known: Sequence[str]) -> str:
+    """That there is no such option, and which there are beside it."""
+    above = name.rpartition(".")[0]
+    while above and not any(option.startswith(f"{above}.") for option in known):
+        above = above.rpartition(".")[0]
+    beside = [option for option in known if option.startswith(f"{above}." if above else "")]
+    short = [option.removeprefix(f"{above}.").partition(".")[0] for option in beside]
+    names = [name for name in dict.fromkeys(short) if name not in ("help", "print_config", "==SUPPRESS==")]
+    return f"There is no option --{name}{alternatives(name.removeprefix(f'{above}.'), names)}."
+
+
+def alternatives(name: str, names: Sequence[str]) -> str:
+    """`; did you mean X? There are: ...`, as far as there is something to say."""
+    close = get_close_matches(name, names, n=1)
+    there_are = f"; there {'is' if len(names) == 1 else 'are'}: {', '.join(names[:_SHOWN])}" if names else ""
+    return "".join(f" (did you mean {found}?)" for found in close) + there_are + ", ..." * (len(names) > _SHOWN)
+
+
+def describe(hint: Any) -> str:
+    """A type in words: `int or null`, `one of 'float32', 'bfloat16'`."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(repr, get_args(hint)))
+    if is_dataclass(hint):
+        return f"the options of {getattr(hint, '__name__', hint)}"
+    if get_args(hint) and str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>"):
+        return " or ".join(dict.fromkeys(map(describe, get_args(hint))))
+    if hint is type(None):
+        return "null"
+    if get_args(hint):
+        return f"a {get_origin(hint).__name__} of {' and '.join(describe(part) for part in get_args(hint))}"
+    return hint.__name__ if inspect.isclass(hint) else "object"
