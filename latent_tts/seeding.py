@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MULTIPLIER_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -32,8 +34,17 @@ def fold_in(keys: Tensor, data: int | Tensor) -> Tensor:
     return _mix(_mix(keys) + (_wrapped((data + 1) * _GOLDEN) if isinstance(data, int) else (data + 1) * _GOLDEN))
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """The most precise type of floats that a device has: Apple's GPUs have no float64."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 def uniform(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), exact multiples of 2^-54: keys (R...) to (R..., *shape) float64."""
+    """Uniform numbers in the open interval (0, 1), exact multiples of 2^-54: keys (R...) to (R..., *shape) float64.
+
+    Keys on a device without float64 are brought to the CPU, where the same numbers are made, and stay.
+    """
+    keys = _on_host(keys) if keys.device.type in WITHOUT_FLOAT64 else keys
     bits = _shift_right(_bits(keys, _size(shape)), 11)
     return ((bits.double() + 0.5) * 2.0**-53).reshape(*keys.shape, *shape)
 
@@ -44,8 +55,8 @@ def normal(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     ``ndtri`` runs one scalar routine per element, in float64, so a number does not depend on where in a vector register
     it fell; ``torch.randn`` and the vectorised ``log`` and ``cos`` of Box-Muller make no such promise.
     """
-    normal: Tensor = torch.special.ndtri(uniform(keys, shape)).float()
-    return normal
+    numbers: Tensor = torch.special.ndtri(uniform(keys, shape)).float()
+    return numbers.to(keys.device)
 
 
 def keep_mask(keys: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
@@ -57,6 +68,10 @@ def keep_mask(keys: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
     halves = _bits(keys, (size + 1) // 2).view(torch.int32)[..., :size]
     threshold = min(max(round(p * 2**32), 0), 2**32 - 1) - 2**31
     return (halves >= threshold).reshape(*keys.shape, *shape)
+
+
+def _on_host(keys: Tensor) -> Tensor:
+    return keys.cpu()
 
 
 def _wrapped(number: int) -> int:

@@ -422,7 +422,7 @@ class ToyEngine:
     def answer(self, state):
         codes = (10 * state.latents[:, 0, 0] + state.latents[:, 1, 0]).tolist()
         ones = torch.ones(len(codes), dtype=torch.int64)
-        return Answers(torch.empty(0), [f"{code:02.0f}" for code in codes], codes, ones)
+        return Answers(torch.empty(0), [f"{code:02.0f}" for code in codes], codes, ones, ones.bool())
 
     def first_draws(self, ids, num_rows):
         return self.expand(self.start(ids, 0, ids), num_rows).latents[:, 0, 0].view(-1, num_rows).long().tolist()

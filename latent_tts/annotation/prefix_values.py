@@ -132,7 +132,7 @@ def _left_to_chance(engine: RolloutEngine, num_latents: Tensor, step: int, last:
     """(P, N) bool, rollouts whose first ``step`` thoughts are valued by continuations."""
     backbone, sampler = engine.backbone, engine.sampler
     may_think_on = backbone.dynamic and sampler.prompt_sharing.random_pass and step < backbone.num_latents
-    if last == "estimate" and (sampler.random_answer or may_think_on):
+    if last == "estimate" and (engine.random_answer or may_think_on):
         return num_latents >= step
     return num_latents > step
 

@@ -45,11 +45,13 @@ class Results:
         self.latents = state.latents.new_zeros(rows, num_latents, state.latents.shape[2])
         self.num_latents = torch.zeros_like(state.num_latents)
         self.num_tokens = torch.zeros_like(state.num_latents)
+        self.finite = torch.ones_like(state.finished)
         self.answer_ids = torch.full((rows, max_answer_tokens), pad_id, device=device)
 
-    def write(self, batch: Batch, answer_ids: Tensor, num_tokens: Tensor) -> None:
+    def write(self, batch: Batch, answer_ids: Tensor, num_tokens: Tensor, finite: Tensor) -> None:
         rows, wanted = batch.rows[batch.wanted], batch.wanted
         self.latents[rows, : batch.state.step] = batch.state.latents[wanted]
         self.num_latents[rows] = batch.state.num_latents[wanted]
         self.num_tokens[rows] = num_tokens[wanted]
         self.answer_ids[rows] = answer_ids[wanted]
+        self.finite[rows] = finite[wanted]

@@ -26,10 +26,10 @@ from latent_tts.attention.padding import pad_right
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.engine.compaction import Batch, Results
 from latent_tts.engine.prompts import Prompt, make_prompts
-from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers
+from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers, stop_ids
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
-from latent_tts.sampling import Deterministic, PromptSharing, Sampler
+from latent_tts.sampling import AnswerSampler, Deterministic, PromptSharing, Sampler
 from latent_tts.seeding import problem_keys
 
 MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is no faster with more, and a killed run loses less
@@ -43,18 +43,31 @@ class RolloutEngine:
         backbone: The latent reasoning model, in evaluation mode.
         sampler: How rollouts are made different.
         max_answer_tokens: Answers are cut off after this many tokens.
+        answer_sampler: How the tokens of answers are drawn; ``None`` takes the most probable one at every place.
 
     Raises:
         UserError: ``max_answer_tokens`` below 1, or a sampler that can't draw from this backbone.
     """
 
-    def __init__(self, backbone: LatentBackbone, sampler: Sampler | None = None, max_answer_tokens: int = 64) -> None:
+    def __init__(
+        self,
+        backbone: LatentBackbone,
+        sampler: Sampler | None = None,
+        max_answer_tokens: int = 64,
+        answer_sampler: AnswerSampler | None = None,
+    ) -> None:
         if max_answer_tokens < 1:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
         self.backbone = backbone
         self.sampler = sampler or Deterministic()
         self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
+        self.answer_sampler = answer_sampler
+
+    @property
+    def random_answer(self) -> bool:
+        """Whether the same thoughts can end in different answers."""
+        return self.sampler.random_answer or self.answer_sampler is not None
 
     @torch.inference_mode()
     def rollout(
@@ -114,13 +127,12 @@ class RolloutEngine:
                     batch = batch.keep(batch.wanted & ~stopped)
             batch.state = self.expand(batch.state)
         self._settle(batch, results)
-        answers = read_answers(self.backbone, results.answer_ids, results.num_tokens)
+        answers = read_answers(self.backbone, results.answer_ids, results.num_tokens, results.finite)
         return Finished(results.latents, results.num_latents, answers)
 
     def _settle(self, batch: Batch, results: Results) -> None:
         """Answers the rows of a batch and writes them to their places."""
-        ids, num_tokens = self._answer_ids(batch.state)
-        results.write(batch, ids, num_tokens)
+        results.write(batch, *self._answer_ids(batch.state))
 
     def as_rollouts(self, finished: Finished, prompts: Sequence[Prompt]) -> Rollouts:
         """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost."""
@@ -205,18 +217,23 @@ class RolloutEngine:
         return self._pass(state.pending.unsqueeze(1), state.num_latents - 1, state, "latent", real)
 
     def _think(self, state: ThoughtState) -> ThoughtState:
-        """Reads the next thought off the hidden state, unless the model says that it has thought enough."""
+        """Reads the next thought off the hidden state, unless the model says that it has thought enough.
+
+        A row with a NaN or an infinity in a thought is fed 0 from there on, so that no other suffers; no value is waited for.
+        """
         assert state.hidden is not None
-        finished = state.finished
+        finished, finite = state.finished, state.finite
         if self.backbone.dynamic:
-            finished = finished | (self.backbone.most_likely(state.hidden) == self.backbone.end_of_thought_id)
+            stops = self.backbone.most_likely(state.hidden) == self.backbone.end_of_thought_id
+            finished = finished | stops | ~finite
         latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
-        if self.backbone.dynamic:
-            latents = latents.masked_fill(finished.unsqueeze(-1), 0.0)
+        finite = finite & latents.isfinite().all(dim=-1)
+        latents = latents.masked_fill((finished | ~finite).unsqueeze(-1), 0.0)
         return replace(
             state,
             latents=torch.cat([state.latents, latents.unsqueeze(1)], dim=1),
             num_latents=state.num_latents + (~finished).long(),
+            num_finite=state.num_finite + (finite & ~finished).long(),
             finished=finished,
             hidden=None,
             pending=latents,
@@ -229,18 +246,21 @@ class RolloutEngine:
         """Ends the thinking of every row where it stands and decodes its answer."""
         return read_answers(self.backbone, *self._answer_ids(state))
 
-    def _answer_ids(self, state: ThoughtState) -> tuple[Tensor, Tensor]:
-        """Answer tokens (R, A), padded, and their numbers (R,)."""
+    def _answer_ids(self, state: ThoughtState) -> tuple[Tensor, Tensor, Tensor]:
+        """Answer tokens (R, A), padded, their numbers (R,), and whether everything on the way was finite, (R,) bool."""
         backbone, limit = self.backbone, self.max_answer_tokens
         ids = torch.full((state.num_rows, limit), backbone.pad_token_id, device=backbone.device)
-        num_tokens = torch.zeros_like(state.num_latents)
+        num_tokens, finite = torch.zeros_like(state.num_latents), state.finite.clone()
+        stops = torch.tensor(stop_ids(backbone), device=backbone.device)
         batch = Batch(self._end_thought(state))
         for position in range(limit):
-            assert batch.state.hidden is not None
-            tokens = backbone.most_likely(batch.state.hidden)
+            hidden = batch.state.hidden
+            assert hidden is not None
+            tokens = self._next_tokens(hidden, batch.state.keys, position)
             ids[batch.rows, position] = tokens.masked_fill(~batch.wanted, backbone.pad_token_id)
             num_tokens[batch.rows] += batch.wanted
-            batch.wanted = batch.wanted & (tokens != backbone.eos_token_id)
+            finite[batch.rows] &= hidden.isfinite().all(dim=-1) | ~batch.wanted
+            batch.wanted = batch.wanted & ~torch.isin(tokens, stops) & finite[batch.rows]
             share = batch.share_of(batch.wanted)
             if share == 0 or position == limit - 1:
                 break
@@ -250,7 +270,13 @@ class RolloutEngine:
             assert batch.state.pending is not None
             offsets = batch.state.num_latents + 1 + position
             batch.state = self._pass(batch.state.pending.unsqueeze(1), offsets, batch.state, "answer")
-        return ids, num_tokens
+        return ids.masked_fill(~finite.unsqueeze(-1), backbone.pad_token_id), num_tokens, finite
+
+    def _next_tokens(self, hidden: Tensor, keys: Tensor, place: int) -> Tensor:
+        """The tokens (R,) at a place of the answers, after hidden states (R, D): the most probable ones, or drawn."""
+        if self.answer_sampler is None:
+            return self.backbone.most_likely(hidden)
+        return self.answer_sampler.choose(self.backbone.logits, hidden, keys, place)
 
     def _end_thought(self, state: ThoughtState) -> ThoughtState:
         """Feeds the latest thought, where it is still pending, and the end-of-thought token in one pass."""

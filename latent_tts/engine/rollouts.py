@@ -23,12 +23,14 @@ class Answers:
         texts: R texts, without the stop token.
         answers: R parsed answers, ``None`` where there is none.
         num_tokens: (R,) int64, positions spent on each.
+        finite: (R,) bool, false where a NaN or an infinity came up, in the thoughts or later: there is no answer.
     """
 
     ids: Tensor
     texts: list[str]
     answers: list[float | None]
     num_tokens: Tensor
+    finite: Tensor
 
 
 @dataclass
@@ -55,6 +57,8 @@ class Rollouts:
         problem_ids: B ids, which the random streams were derived from.
         latents: (B, N, T, D), the embeddings fed at the latent positions, 0 where a rollout thought less.
         num_latents: (B, N) int64.
+        finite: (B, N) bool, false where a NaN or an infinity came up: the thoughts from there on are 0, and there is no
+            answer.
         answer_ids: (B, N, A) int64, from the token after end-of-thought, with the stop token, padded.
         texts: B lists of N decoded answers.
         answers: B lists of N parsed answers, ``None`` where there is none.
@@ -66,6 +70,7 @@ class Rollouts:
     problem_ids: list[str]
     latents: Tensor
     num_latents: Tensor
+    finite: Tensor
     answer_ids: Tensor
     texts: list[list[str]]
     answers: list[list[float | None]]
@@ -84,6 +89,7 @@ class Rollouts:
             problem_ids=[prompt.problem_id for prompt in prompts],
             latents=finished.latents.view(*shape, *finished.latents.shape[1:]),
             num_latents=finished.num_latents.view(shape),
+            finite=answers.finite.view(shape),
             answer_ids=answers.ids.view(*shape, -1),
             texts=[answers.texts[start : start + size] for start in starts],
             answers=[answers.answers[start : start + size] for start in starts],
@@ -114,6 +120,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         problem_ids=first.problem_ids,
         latents=torch.cat([part.latents for part in parts], dim=1),
         num_latents=torch.cat([part.num_latents for part in parts], dim=1),
+        finite=torch.cat([part.finite for part in parts], dim=1),
         answer_ids=torch.cat([part.answer_ids for part in parts], dim=1),
         texts=[[text for part in parts for text in part.texts[i]] for i in rows],
         answers=[[answer for part in parts for answer in part.answers[i]] for i in rows],
@@ -122,10 +129,23 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
     )
 
 
-def read_answers(backbone: LatentBackbone, ids: Tensor, num_tokens: Tensor) -> Answers:
+def read_answers(backbone: LatentBackbone, ids: Tensor, num_tokens: Tensor, finite: Tensor) -> Answers:
     """Texts and answers of token ids; each distinct row is decoded and parsed once, since rollouts often agree."""
     distinct, where = torch.unique(ids, dim=0, return_inverse=True)
-    texts = backbone.tokenizer.batch_decode(distinct.tolist(), skip_special_tokens=True)
-    parsed = [parse_answer(text) for text in texts]
-    order = where.tolist()
-    return Answers(ids, [texts[i] for i in order], [parsed[i] for i in order], num_tokens)
+    texts = backbone.tokenizer.batch_decode(
+        _without_stop(distinct.tolist(), stop_ids(backbone)), skip_special_tokens=True
+    )
+    read: list[tuple[str, float | None]] = [(text, parse_answer(text)) for text in texts]
+    rows = [read[i] if ok else ("", None) for i, ok in zip(where.tolist(), finite.tolist(), strict=True)]
+    return Answers(ids, [text for text, _ in rows], [answer for _, answer in rows], num_tokens, finite)
+
+
+def stop_ids(backbone: LatentBackbone) -> tuple[int, ...]:
+    """Tokens that end an answer."""
+    return (backbone.eos_token_id,)
+
+
+def _without_stop(rows: list[list[int]], stops: tuple[int, ...]) -> list[list[int]]:
+    """Rows of token ids up to their first stop token; behind it there is only padding."""
+    ends = [next((i for i, token in enumerate(row) if token in stops), len(row)) for row in rows]
+    return [row[:end] for row, end in zip(rows, ends, strict=True)]

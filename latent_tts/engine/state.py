@@ -26,7 +26,8 @@ class ThoughtState:
         prompt_lengths: (R,) int64, tokens of each row's prompt: kept on the device, since every pass asks for them.
         latents: (R, t, D), thoughts so far, as fed; 0 where a row stopped before.
         num_latents: (R,) int64, thoughts so far.
-        finished: (R,) bool, rows whose model chose to stop (CoLaR).
+        num_finite: (R,) int64, thoughts before the first with a NaN or an infinity, after which all are fed as 0.
+        finished: (R,) bool, rows whose model chose to stop (CoLaR), or which can't go on.
         cache: Everything fed so far; ``None`` before the first thought where every rollout encodes its own prompt.
         hidden: (R, D) after the last position fed; ``None`` while the latest thought is still to be fed.
         pending: (R, D) the embedding to feed next.
@@ -38,6 +39,7 @@ class ThoughtState:
     prompt_lengths: Tensor
     latents: Tensor
     num_latents: Tensor
+    num_finite: Tensor
     finished: Tensor
     cache: SharedPrefixCache | None
     hidden: Tensor | None
@@ -54,6 +56,7 @@ class ThoughtState:
             prompt_lengths=torch.tensor([len(prompt.ids) for prompt in prompts], device=device),
             latents=torch.empty(len(prompts), 0, hidden_size, dtype=dtype, device=device),
             num_latents=torch.zeros_like(keys),
+            num_finite=torch.zeros_like(keys),
             finished=torch.zeros_like(keys, dtype=torch.bool),
             cache=None,
             hidden=None,
@@ -64,6 +67,11 @@ class ThoughtState:
     def step(self) -> int:
         """Latent thoughts of the rows that have not stopped."""
         return self.latents.shape[1]
+
+    @property
+    def finite(self) -> Tensor:
+        """Rows without a NaN or an infinity in their thoughts: (R,) bool."""
+        return self.num_finite == self.num_latents
 
     @property
     def num_problems(self) -> int:
@@ -95,6 +103,7 @@ class ThoughtState:
             prompt_lengths=self.prompt_lengths[rows],
             latents=self.latents[rows],
             num_latents=self.num_latents[rows],
+            num_finite=self.num_finite[rows],
             finished=self.finished[rows],
             cache=cache,
             hidden=None if self.hidden is None else self.hidden[rows],
@@ -114,6 +123,7 @@ class ThoughtState:
             self,
             latents=self.latents[:, :step],
             num_latents=self.num_latents.clamp(max=step),
+            num_finite=self.num_finite.clamp(max=step),
             finished=self.num_latents < step,
             cache=self.cache.rewind(self.lead + step - 1),
             hidden=None,
@@ -138,6 +148,7 @@ class ThoughtState:
             prompt_lengths=repeat(self.prompt_lengths),
             latents=repeat(self.latents),
             num_latents=repeat(self.num_latents),
+            num_finite=repeat(self.num_finite),
             finished=repeat(self.finished),
             cache=None if self.cache is None else self.cache.repeat(num_children),
             hidden=None if self.hidden is None else repeat(self.hidden),

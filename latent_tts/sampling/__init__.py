@@ -1,9 +1,11 @@
-"""How a rollout is made different from the next: one sampler a file, all behind the interface of ``base``.
+"""How a rollout is made different from the next: one sampler a file, all behind the interface of ``base``, and one for
+the tokens of answers.
 
 To add one: write its file, name it in ``SAMPLERS``. Options, help, settings in records and labels in reports follow.
 """
 
 from latent_tts.sampling.additive_gaussian_noise import AdditiveGaussianNoise
+from latent_tts.sampling.answer_sampler import AnswerSampler
 from latent_tts.sampling.base import PassNoise, PromptSharing, Sampler
 from latent_tts.sampling.deterministic import Deterministic
 from latent_tts.sampling.monte_carlo_dropout import MonteCarloDropout
@@ -16,6 +18,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
 __all__ = [
     "SAMPLERS",
     "AdditiveGaussianNoise",
+    "AnswerSampler",
     "Deterministic",
     "MonteCarloDropout",
     "NativeGaussian",

@@ -1,0 +1,134 @@
+"""Drawn answer tokens: their probabilities by enumeration, their frequencies, and that nothing but the row's key enters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.errors import UserError
+from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic
+from latent_tts.seeding import fold_in, problem_keys
+
+LOGITS = [2.0, -1.0, 0.5, 2.0, 1.0, -3.0]
+
+
+def enumerated(logits: list[float], temperature: float, top_p: float) -> list[float]:
+    """The definition, token by token: tokens by falling probability (lower ids first) until their mass reaches top_p."""
+    weights = [math.exp(logit / temperature) for logit in logits]
+    probabilities = [weight / sum(weights) for weight in weights]
+    kept, mass = set(), 0.0
+    for token in sorted(range(len(logits)), key=lambda token: (-probabilities[token], token)):
+        if mass < top_p:
+            kept.add(token)
+            mass += probabilities[token]
+    return [p / mass if token in kept else 0.0 for token, p in enumerate(probabilities)]
+
+
+def keys_of(count: int) -> torch.Tensor:
+    return fold_in(problem_keys(0, ["a"]), torch.arange(count))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 1.0])
+def test_log_probabilities_by_enumeration(temperature, top_p):
+    logits = torch.tensor([LOGITS, LOGITS[::-1]])
+    found = AnswerSampler(temperature, top_p).log_probs(logits).exp()
+    expected = torch.tensor([enumerated(row, temperature, top_p) for row in logits.tolist()])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    tokens = torch.tensor([0, 5])
+    of_tokens = AnswerSampler(temperature, top_p).log_prob(logits, tokens).exp()
+    torch.testing.assert_close(of_tokens, expected[[0, 1], tokens], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (2.0, 0.6)])
+def test_frequencies_of_50_000_draws_are_the_probabilities(temperature, top_p):
+    count, expected = 50_000, torch.tensor(enumerated(LOGITS, temperature, top_p))
+    drawn = AnswerSampler(temperature, top_p).draw(torch.tensor([LOGITS]).expand(count, -1), keys_of(count), place=3)
+    counts = torch.bincount(drawn, minlength=len(LOGITS))
+    possible = expected > 0
+    assert counts[~possible].sum() == 0
+    assert (
+        stats.chisquare(counts[possible].numpy(), (expected[possible] * count).numpy(), sum_check=False).pvalue > 1e-3
+    )
+
+
+def test_draws_at_two_places_and_of_two_rows_are_independent():
+    """Of 20,000 pairs of draws from three equal tokens every pair comes up as often."""
+    sampler, logits, keys = AnswerSampler(), torch.zeros(20_000, 3), keys_of(20_001)
+    for first, second in (((keys[:-1], 0), (keys[:-1], 1)), ((keys[:-1], 0), (keys[1:], 0))):
+        pairs = 3 * sampler.draw(logits, *first) + sampler.draw(logits, *second)
+        assert stats.chisquare(torch.bincount(pairs, minlength=9).numpy()).pvalue > 1e-3
+
+
+def test_the_smallest_mass_leaves_the_first_of_the_most_probable():
+    drawn = AnswerSampler(top_p=1e-9).draw(torch.tensor([LOGITS]).expand(100, -1), keys_of(100), 0)
+    assert drawn.unique().tolist() == [0]  # tokens 0 and 3 are equally probable
+
+
+def test_a_draw_never_leaves_the_tokens_that_are_possible():
+    """Probability 1 on a token that is followed by impossible ones, whatever the uniform number."""
+    logits = torch.full((2000, 50), float("-inf"))
+    logits[:, 17] = 0.3
+    assert AnswerSampler().draw(logits, keys_of(2000), 0).unique().tolist() == [17]
+
+
+def test_a_rows_token_is_its_own_whatever_is_drawn_beside_it():
+    logits, keys = torch.randn(130, 40, generator=torch.Generator().manual_seed(0)), keys_of(130)
+    sampler = AnswerSampler(1.5, 0.8)
+    together = sampler.choose(lambda hidden: hidden, logits, keys, 2)  # more rows than are scored at a time
+    apart = torch.cat([sampler.draw(logits[i : i + 1], keys[i : i + 1], 2) for i in range(130)])
+    assert torch.equal(together, apart)
+    assert torch.equal(sampler.choose(lambda hidden: hidden, logits.flip(0), keys.flip(0), 2), together.flip(0))
+
+
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_batch_size_order_and_number_of_rollouts_change_no_answer(kind, tiny_backbone, questions):
+    backbone = tiny_backbone(kind, "llama", num_latents=2)
+    engine = RolloutEngine(backbone, AdditiveGaussianNoise(0.2), 5, AnswerSampler(0.8, 0.9))
+    whole = engine.rollout(questions[:4], 3, seed=1)
+    backwards = engine.rollout(questions[:4][::-1], 5, seed=1)
+    assert [row[:3] for row in backwards.texts[::-1]] == whole.texts
+    assert engine.rollout(questions[1:2], 3, seed=1).texts == whole.texts[1:2]
+    assert whole.texts != RolloutEngine(backbone, AdditiveGaussianNoise(0.2), 5).rollout(questions[:4], 3, seed=1).texts
+
+
+@torch.no_grad()
+def test_first_tokens_of_4_000_rollouts_are_as_frequent_as_a_plain_forward_pass_says(tiny_backbone, questions):
+    """One thought, by transformers alone: the prompt, its last hidden state, end-of-thought, and the logits there."""
+    backbone = tiny_backbone("coconut", "gpt2", num_latents=1)
+    prompt = backbone.embed(torch.tensor(backbone.encode_prompts(questions[2:3])))
+    thought = backbone.model.transformer(inputs_embeds=prompt).last_hidden_state[:, -1:]
+    end = backbone.embed(torch.tensor([[backbone.end_of_thought_id]]))
+    logits = backbone.model(inputs_embeds=torch.cat([prompt, thought, end], dim=1)).logits[0, -1]
+    expected = torch.tensor(enumerated(logits.tolist(), 0.7, 0.8))
+    rollouts = RolloutEngine(backbone, Deterministic(), 1, AnswerSampler(0.7, 0.8)).rollout(questions[2:3], 4000)
+    counts = torch.bincount(rollouts.answer_ids[0, :, 0], minlength=len(expected))
+    often = expected * 4000 >= 5
+    assert counts[expected == 0].sum() == 0 and often.sum() > 2
+    observed = torch.cat([counts[often], counts[~often].sum().view(1)]).double()
+    wanted = torch.cat([expected[often], expected[~often].sum().view(1)]).double() * 4000
+    some = wanted > 0
+    assert stats.chisquare(observed[some].numpy(), wanted[some].numpy(), sum_check=False).pvalue > 1e-3
+
+
+def test_near_zero_temperature_is_the_greedy_answer(tiny_backbone, questions):
+    backbone = tiny_backbone()
+    greedy = RolloutEngine(backbone, max_answer_tokens=4).rollout(questions[:3], 1)
+    cold = RolloutEngine(backbone, None, 4, AnswerSampler(temperature=1e-4)).rollout(questions[:3], 1)
+    assert cold.texts == greedy.texts
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_temperatures_are_refused(temperature):
+    with pytest.raises(UserError, match="temperature of an answer sampler must be a finite number above 0"):
+        AnswerSampler(temperature=temperature)
+
+
+@pytest.mark.parametrize("top_p", [0.0, -0.1, 1.1, float("nan")])
+def test_impossible_shares_are_refused(top_p):
+    with pytest.raises(UserError, match="top_p must lie above 0 and be at most 1"):
+        AnswerSampler(top_p=top_p)
