@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.protocols import evaluation_module, problem_source
+from latent_tts import __version__
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path
+from latent_tts.evaluation.provenance import now, provenance
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import (
     CONFIG_FILE,
@@ -19,7 +23,8 @@ from latent_tts.evaluation.run_folder import (
     Golds,
     Settings,
     check_folder,
-    write_settings,
+    read_run,
+    write_run,
     write_whole,
 )
 
@@ -43,6 +48,8 @@ class PredictionWriter(Callback):
         self.settings: Settings = dict(settings or {})
         self.config = config
         self.finished: FinishedProblems | None = None
+        self._provenance: dict[str, Any] = {}
+        self._earlier: dict[str, Any] = {}
         self._writer: RecordWriter | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -50,6 +57,11 @@ class PredictionWriter(Callback):
         module, data = evaluation_module(pl_module), problem_source(trainer)
         self.settings |= module.settings() | {"trainer.precision": trainer.precision}
         check_folder(self.output, self.settings)
+        self._began, self._started, self._earlier = time.monotonic(), now(), read_run(self.output) or {}
+        device, precision = trainer.strategy.root_device, str(trainer.precision)
+        self._provenance = provenance(__version__, device, precision, trainer.world_size) | {
+            "evaluated": module.evaluated()
+        }
         golds = None
         if any(prediction_files(self.output)):
             golds = Golds(
@@ -81,10 +93,18 @@ class PredictionWriter(Callback):
                 self._append(record, trainer.global_rank)
                 module.metrics.update(record)
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes that the run is finished, where it was not before."""
+        if trainer.is_global_zero and (self._writer is not None or self._earlier.get("finished") is None):
+            write_run(self.output, self._run(finished=now()))
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._writer is not None and trainer.is_global_zero:
+            with suppress(OSError):  # a full disk is what may have ended the run
+                write_run(self.output, self._run(finished=None))
         self._close()
 
     def _close(self) -> None:
@@ -105,7 +125,18 @@ class PredictionWriter(Callback):
             ) from error
 
     def _write_configuration(self, rank: int) -> None:
-        """Every rank writes the same text, whole: whichever is first, no record is ever without its settings."""
-        write_settings(self.output, json.loads(json.dumps(self.settings)), rank)
+        """Every rank writes what a run needs to go on: whichever is first, no record is ever without its settings."""
+        write_run(self.output, self._run(finished=None), rank)
         if self.config:
             write_whole(self.output / CONFIG_FILE, self.config, rank)
+
+    def _run(self, finished: str | None) -> dict[str, Any]:
+        """The content of run.json; `seconds` adds up over the processes that have worked in the folder."""
+        seconds = self._earlier.get("seconds", 0.0) + time.monotonic() - self._began
+        dates = {
+            "started": self._earlier.get("started", self._started),
+            "finished": finished,
+            "seconds": round(seconds, 1),
+        }
+        settings: Settings = json.loads(json.dumps(self.settings))
+        return self._provenance | dates | {"settings": settings}

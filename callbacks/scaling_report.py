@@ -24,13 +24,13 @@ class ScalingReport(Callback):
 
     Args:
         output: The run's folder.
-        description: What is evaluated, label -> value, for the head of the report.
+        data: What the problems are: the data's options.
         console: Whether the tables are printed.
     """
 
-    def __init__(self, output: str | Path, description: Mapping[str, str] | None = None, console: bool = True) -> None:
+    def __init__(self, output: str | Path, data: Mapping[str, Any] | None = None, console: bool = True) -> None:
         self.output = Path(output)
-        self.description = dict(description or {})
+        self.data = dict(data or {})
         self.console = console
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,6 +43,8 @@ class ScalingReport(Callback):
             return
         if metrics["num_problems"] == 0:
             raise UserError("There was no problem to evaluate: check --data.source and --data.limit.")
+        data = self.data | {"fingerprint": metrics.pop("problems_fingerprint")}
+        metrics = {"evaluated": module.evaluated() | {"data": data}} | metrics
         metrics |= {"throughput": {"rollouts_per_second": rounded(float(speed), 4) or self._earlier_speed()}}
         self._write(metrics)
         if self.console:
@@ -57,7 +59,7 @@ class ScalingReport(Callback):
         write_whole(self.output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         figures = report.figures(metrics)
         paths = report.save_figures(figures, self.output / "figures")
-        write_whole(self.output / "report.md", report.markdown(metrics, self.description, paths))
+        write_whole(self.output / "report.md", report.markdown(metrics, paths))
         write_tensorboard(metrics, figures, self.output / "tensorboard")
 
 

@@ -85,7 +85,7 @@ class EvaluationCLI(CommandLine):
         )
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
-        report = ScalingReport(self.output, self.description())
+        report = ScalingReport(self.output, self.data_options())
         callbacks = [writer, *bar, report]  # in the order of their work
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
 
@@ -95,22 +95,11 @@ class EvaluationCLI(CommandLine):
 
     def data_settings(self) -> Settings:
         """The data's options that records depend on."""
-        options = self.config.data.as_dict()
-        return flatten({"data": {key: value for key, value in options.items() if key not in _NO_INFLUENCE}})
+        return flatten({"data": self.data_options()})
 
-    def description(self) -> dict[str, str]:
-        """What is evaluated, for the head of the report."""
-        model, data = self.config.model, self.config.data
-        described = {
-            "backbone": f"{model.backbone} ({self.model.backbone.kind}, {self.model.backbone.num_latents} latent thoughts)",
-            "sampler": repr(self.model.evaluator.engine.sampler),
-            "data": f"{data.source}, problems of seed {data.seed}"
-            if data.source == "gsm-symbolic"
-            else str(data.source),
-            "seed": str(model.seed),
-        }
-        others = {"reward model": model.reward_model, "written reasoning": model.written}
-        return described | {label: name for label, name in others.items() if name}
+    def data_options(self) -> dict[str, Any]:
+        """As they were given, by name."""
+        return {key: value for key, value in self.config.data.as_dict().items() if key not in _NO_INFLUENCE}
 
 
 def base_configs(args: Sequence[str]) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,7 +16,7 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.evaluation.evaluator import Evaluator
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import Settings, flatten
-from latent_tts.evaluation.strategies import Part, make_aggregations, make_searches
+from latent_tts.evaluation.strategies import Part, make_aggregations, make_searches, part_of
 from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
@@ -92,6 +92,7 @@ class ParallelTTSModule(LightningModule):
             answer_rule,
             None if self.written is None else RolloutEngine(self.written, max_answer_tokens=max_written_tokens),
         )
+        self._names = [name if isinstance(name, str) else None for name in (backbone, reward_model, written)]
         self.metrics = EvaluationMetrics(
             num_rollouts, self.backbone.num_latents, parts, list(self.evaluator.searches), self.written is not None
         )
@@ -108,8 +109,8 @@ class ParallelTTSModule(LightningModule):
                     "num_rollouts": evaluator.num_rollouts,
                     "seed": evaluator.seed,
                     "max_answer_tokens": evaluator.engine.max_answer_tokens,
-                    "aggregations": [repr(part) for part in evaluator.aggregations],
-                    "search": [repr(search) for search in evaluator.searches.values()],
+                    "aggregations": [part_of(part) for part in evaluator.aggregations],
+                    "search": [part_of(search) for search in evaluator.searches.values()],
                     "answer_rule": evaluator.answer_rule,
                     "reward_model": {"fingerprint": self._fingerprints[1]},
                 }
@@ -122,6 +123,20 @@ class ParallelTTSModule(LightningModule):
         if engine is None:
             return {}
         return {"written": {"fingerprint": self._fingerprints[2], "max_written_tokens": engine.max_answer_tokens}}
+
+    def evaluated(self) -> dict[str, Any]:
+        """What is evaluated, for metrics.json and run.json."""
+        backbone, reward_model, written = (
+            {"name": name, "fingerprint": found} for name, found in zip(self._names, self._fingerprints, strict=True)
+        )
+        form = {"kind": self.backbone.kind, "num_latents": self.backbone.num_latents}
+        return {
+            "backbone": backbone | form,
+            "reward_model": None if self.reward_model is None else reward_model,
+            "written": None if self.written is None else written,
+            "sampler": self.evaluator.engine.sampler.settings(),
+            "seed": self.evaluator.seed,
+        }
 
     @cached_property
     def _fingerprints(self) -> tuple[str, str | None, str | None]:

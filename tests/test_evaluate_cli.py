@@ -86,7 +86,7 @@ def test_an_evaluation_leaves_the_documented_files(finished):
     events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
     assert len(events) == 1
     assert files - events == {
-        "config.yaml", "metrics.json", "report.md", "predictions/rank-00000.jsonl", "predictions/settings.json",
+        "config.yaml", "metrics.json", "report.md", "predictions/rank-00000.jsonl", "run.json",
         "figures/accuracy.png", "figures/compute.png", "figures/diversity.png",
     }  # fmt: skip
 
@@ -100,6 +100,19 @@ def test_metrics_json_has_the_documented_fields(finished):
     assert metrics["diversity"]["mean"] > 0 and len(metrics["diversity"]["per_step"]) == 3
     assert metrics["throughput"]["rollouts_per_second"] > 0
     assert (metrics["num_problems"], metrics["num_rollouts"]) == (4, 2) and "invalid_answer_rate" in metrics
+
+
+def test_run_json_and_metrics_json_say_what_was_evaluated_and_how(finished, tiny_checkpoint):
+    run, metrics = (json.loads((finished / name).read_text()) for name in ("run.json", "metrics.json"))
+    assert metrics["evaluated"]["backbone"] == run["evaluated"]["backbone"]
+    assert metrics["evaluated"]["backbone"]["name"] == str(tiny_checkpoint)
+    assert metrics["evaluated"]["backbone"]["kind"] == "coconut" and metrics["evaluated"]["reward_model"] is None
+    assert metrics["evaluated"]["sampler"] == {"name": "AdditiveGaussianNoise", "sigma": 0.5}
+    assert metrics["evaluated"]["data"]["limit"] == 4 and len(metrics["evaluated"]["data"]["fingerprint"]) == 16
+    assert metrics["nonfinite_rollouts"] == 0
+    assert run["versions"]["torch"] and run["device"].startswith("cpu") and run["precision"] == "32-true"
+    assert run["started"] <= run["finished"] and run["seconds"] > 0 and run["command"]
+    assert run["settings"]["model.seed"] == 0
 
 
 def test_a_line_of_the_predictions_has_the_documented_fields(finished):

@@ -135,3 +135,28 @@ def test_intervals_have_a_width_where_every_problem_agrees():
     right = [replace(make_record(seed), greedy=make_record(0).greedy) for seed in range(5)]
     low, high = summary(right, searches=())["confidence_interval"]["greedy"]
     assert low < 0.8 and high == 1.0
+
+
+def test_rollouts_that_are_not_finite_are_counted_and_their_problem_goes_on():
+    """They have no answer and no scores: never chosen, never voting, wrong, and invalid."""
+    record = make_record(0)
+    broken = tuple(
+        replace(one, answer=None, correct=False, finite=False, step_scores=()) for one in record.rollouts[:2]
+    )
+    record = replace(record, rollouts=broken + record.rollouts[2:])
+    found = summary([record], searches=())
+    assert found["nonfinite_rollouts"] == 2 and summary(RECORDS)["nonfinite_rollouts"] == 0
+    rest = max(record.rollouts[2:], key=lambda one: sum(one.step_scores or ()))
+    assert choose(record, AGGREGATIONS)["best_of_n"] == rest.answer
+    all_broken = replace(record, rollouts=broken)
+    assert summary([all_broken], searches=(), num_rollouts=2)["accuracy"]["weighted_voting"]["2"] == 0.0
+
+
+def test_the_fingerprint_of_the_problems_depends_on_each_of_them_and_not_on_their_order():
+    fingerprint = summary(RECORDS)["problems_fingerprint"]
+    assert fingerprint == summary(RECORDS[::-1])["problems_fingerprint"] and len(fingerprint) == 16
+    corrected = [RECORDS[0].judged(2.0, "tolerance"), *RECORDS[1:]]
+    assert (
+        len({fingerprint, summary(RECORDS[1:])["problems_fingerprint"], summary(corrected)["problems_fingerprint"]})
+        == 3
+    )

@@ -15,6 +15,15 @@ from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.search import BeamSearch, ParticleFiltering
 from tests.records import SEARCH, make_record
 
+EVALUATED = {
+    "backbone": {"name": "tiny", "fingerprint": "ab", "kind": "coconut", "num_latents": 6},
+    "reward_model": {"name": "tiny-rm", "fingerprint": "cd"},
+    "written": None,
+    "sampler": {"name": "AdditiveGaussianNoise", "sigma": 0.5},
+    "seed": 0,
+    "data": {"source": "f.jsonl"},
+}
+
 
 def make_metrics(num_rollouts: int = 16, searches: tuple[Strategy, ...] = (SEARCH,)):
     metrics = EvaluationMetrics(num_rollouts, 3, [MajorityVoting(), BestOfN("mean")], searches)
@@ -59,8 +68,12 @@ def test_the_interval_stands_below_its_value(metrics):
 
 
 def test_the_report_holds_the_tables_the_facts_and_the_figures(metrics):
-    text = report.markdown(metrics, {"backbone": "tiny"}, {"accuracy": "figures/accuracy.png"})
-    assert "- backbone: tiny" in text and "![accuracy](figures/accuracy.png)" in text
+    text = report.markdown(metrics | {"evaluated": EVALUATED}, {"accuracy": "figures/accuracy.png"})
+    assert (
+        "- backbone: tiny (coconut, 6 latent thoughts)\n- sampler: AdditiveGaussianNoise(sigma=0.5)\n- data: f.jsonl\n"
+        in text
+    )
+    assert "- reward model: tiny-rm" in text and "![accuracy](figures/accuracy.png)" in text
     assert "8 problems, 16 rollouts each, 118.0 rollouts per second" in text and "invalid answers: " in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {row.count("|") for row in rows} == {7, 6}  # the table over k, then the one of all strategies
@@ -108,7 +121,7 @@ def test_one_rollout_makes_a_report_too(tmp_path):
     metrics["throughput"]["rollouts_per_second"] = None
     figures = report.figures(metrics)
     assert set(figures) == {"accuracy", "compute"}
-    text = report.markdown(metrics, {}, report.save_figures(figures, tmp_path / "figures"))
+    text = report.markdown(metrics, report.save_figures(figures, tmp_path / "figures"))
     assert "k = 1 |" in text and "8 problems, 1 rollouts each\n" in text and console_text(metrics)
 
 

@@ -17,7 +17,7 @@ from latent_tts.evaluation.prediction_files import (
     rewrite_records,
 )
 from latent_tts.evaluation.records import Record, rounded, significant
-from latent_tts.evaluation.run_folder import FinishedProblems, Golds, check_folder, differences, flatten, write_settings
+from latent_tts.evaluation.run_folder import FinishedProblems, Golds, check_folder, differences, flatten, write_run
 from tests.records import make_record
 
 RECORDS = [replace(make_record(i), question="Wie viele Äpfel? {}") for i in range(3)]
@@ -134,7 +134,7 @@ def test_a_problem_that_is_there_twice_is_refused(tmp_path):
 def test_a_changed_setting_is_refused_with_its_name_and_both_values(tmp_path):
     settings = {"model.seed": 0, "model.sampler.sigma": 0.5, "data.limit": 10}
     check_folder(tmp_path, settings)
-    write_settings(tmp_path, settings)
+    write_run(tmp_path, {"settings": settings})
     check_folder(tmp_path, settings)
     with pytest.raises(
         UserError, match=r"model.sampler.sigma was 0.5 and is 0.25 now; model.new was null and is \"a\" now"
@@ -154,13 +154,13 @@ def test_a_run_may_go_on_with_more_problems_but_not_with_fewer(key, stored, curr
 def test_settings_survive_the_way_through_json(tmp_path):
     settings = flatten({"model": {"templates": (1, 2), "options": {}}, "data": {"a": {"b": None}}})
     assert settings == {"model.templates": (1, 2), "model.options": {}, "data.a.b": None}
-    write_settings(tmp_path, json.loads(json.dumps(settings)))
+    write_run(tmp_path, {"settings": settings})
     check_folder(tmp_path, settings)
 
 
 def test_predictions_without_their_settings_are_not_gone_on_with(tmp_path):
     write(prediction_path(tmp_path, 0), RECORDS)
-    with pytest.raises(UserError, match="without settings.json"):
+    with pytest.raises(UserError, match="without run.json"):
         check_folder(tmp_path, {})
 
 

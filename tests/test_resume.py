@@ -55,10 +55,12 @@ def metrics_but_speed(output: Path) -> dict:
 
 
 def assert_same_files(output: Path, expected: Path) -> None:
-    for name in ("predictions/rank-00000.jsonl", "predictions/settings.json"):
-        assert (output / name).read_bytes() == (expected / name).read_bytes()
+    name = "predictions/rank-00000.jsonl"
+    assert (output / name).read_bytes() == (expected / name).read_bytes()
+    run, other = (json.loads((folder / "run.json").read_text()) for folder in (output, expected))
+    assert run["settings"] == other["settings"] and run["evaluated"] == other["evaluated"] and run["finished"]
     assert metrics_but_speed(output) == metrics_but_speed(expected)
-    assert sorted(p.name for p in (output / "predictions").iterdir()) == ["rank-00000.jsonl", "settings.json"]
+    assert sorted(p.name for p in (output / "predictions").iterdir()) == ["rank-00000.jsonl"]
 
 
 def dying_after(left: int):
@@ -133,8 +135,7 @@ def test_a_run_that_is_done_draws_nothing_and_leaves_everything_as_it_is(options
 def test_only_batches_with_a_missing_problem_run_again_and_run_whole(options, uninterrupted, tmp_path, monkeypatch):
     lines = (uninterrupted / "predictions" / "rank-00000.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "predictions").mkdir()
-    settings = (uninterrupted / "predictions" / "settings.json").read_text()
-    (tmp_path / "predictions" / "settings.json").write_text(settings)
+    (tmp_path / "run.json").write_text((uninterrupted / "run.json").read_text())
     (tmp_path / "predictions" / "rank-00000.jsonl").write_text("".join(lines[:4] + lines[5:9] + lines[12:]))
     batches, write = [], PredictionWriter.on_predict_batch_end
 
@@ -154,8 +155,7 @@ def test_only_batches_with_a_missing_problem_run_again_and_run_whole(options, un
 def test_reading_workers_do_not_change_the_order_of_what_is_left(options, uninterrupted, tmp_path):
     lines = (uninterrupted / "predictions" / "rank-00000.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "predictions").mkdir()
-    settings = (uninterrupted / "predictions" / "settings.json").read_text()
-    (tmp_path / "predictions" / "settings.json").write_text(settings)
+    (tmp_path / "run.json").write_text((uninterrupted / "run.json").read_text())
     (tmp_path / "predictions" / "rank-00000.jsonl").write_text("".join(lines[:9]))
     assert evaluate([*options, f"--output={tmp_path}", "--data.num_workers=2"]) == 0
     assert_same_files(tmp_path, uninterrupted)
@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_more_problems(options, uninterrupted, tmp_path):
         json.loads(line) for line in (uninterrupted / "predictions" / "rank-00000.jsonl").read_text().splitlines()
     ]
     assert sorted(ids) == sorted(record["problem_id"] for record in expected)
-    assert json.loads((tmp_path / "predictions" / "settings.json").read_text())["data.limit"] is None
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["data.limit"] is None
     assert metrics_but_speed(tmp_path)["num_problems"] == NUM_PROBLEMS
 
 

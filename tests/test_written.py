@@ -102,7 +102,7 @@ def test_records_without_a_written_answer_are_counted_as_before():
     metrics.update(make_record(0))
     found = metrics.compute() | {"throughput": {"rollouts_per_second": None}}
     assert "written" not in found["accuracy"] and "written" not in found["token_steps"]
-    assert "written" not in report.markdown(found, {}, {})
+    assert "written" not in report.markdown(found, {})
 
 
 def test_accuracy_cost_interval_and_difference_to_voting_are_those_of_the_records():

@@ -1,7 +1,7 @@
 """What an evaluation leaves on disk, the settings it was made with, and what a run with the same settings goes on from.
 
 OUTPUT/predictions/rank-00000.jsonl    the records; see `latent_tts.evaluation.prediction_files`
-OUTPUT/predictions/settings.json       everything the records depend on; another run must agree to go on in this folder
+OUTPUT/run.json                        how they were made, and all they depend on (`settings`): another run must agree to go on
 OUTPUT/config.yaml                     the whole configuration, `evaluate.py --config OUTPUT/config.yaml` runs it again
 OUTPUT/metrics.json, report.md, tensorboard/    functions of the records, rewritten when a run ends
 """
@@ -18,7 +18,6 @@ from typing import Any
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import (
-    PREDICTIONS,
     cut_torn_line,
     prediction_files,
     prediction_path,
@@ -31,7 +30,7 @@ Settings = dict[str, Any]
 """Flat: `model.num_rollouts` -> 16. Two runs may share a folder only when all of it agrees."""
 
 _GROWING = ("data.limit", "data.size")  # settings that may grow from one run in a folder to the next
-SETTINGS_FILE, CONFIG_FILE = "settings.json", "config.yaml"
+RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
 
 
 # Settings -----------------------------------------------------------------------------------------------------------
@@ -78,14 +77,14 @@ def check_folder(output: Path, settings: Settings) -> None:
         UserError: The folder cannot be written to, or holds results of other settings (named with both values).
     """
     _check_writable(output)
-    path = output / PREDICTIONS / SETTINGS_FILE
-    if not path.exists():
+    run = read_run(output)
+    if run is None:
         if any(prediction_files(output)):
             raise UserError(
-                f"{output} holds predictions without {SETTINGS_FILE}, so they cannot be gone on with: use another --output."
+                f"{output} holds predictions without {RUN_FILE}, so they cannot be gone on with: use another --output."
             )
         return
-    changed = differences(json.loads(path.read_text()), json.loads(json.dumps(settings)))
+    changed = differences(run["settings"], json.loads(json.dumps(settings)))
     if changed:
         raise UserError(
             f"{output} holds results of another configuration: {'; '.join(changed)}. "
@@ -104,8 +103,27 @@ def _check_writable(output: Path) -> None:
         raise UserError(f"Cannot write the results to {output}: {folder} {what}; name another folder with --output.")
 
 
-def write_settings(output: Path, settings: Settings, rank: int = 0) -> None:
-    write_whole(output / PREDICTIONS / SETTINGS_FILE, json.dumps(settings, indent=2, ensure_ascii=False) + "\n", rank)
+def read_run(output: Path) -> dict[str, Any] | None:
+    """The content of run.json; None where there is none.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    path = output / RUN_FILE
+    if not path.exists():
+        return None
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        run = None
+    if not isinstance(run, dict) or not isinstance(run.get("settings"), dict):
+        raise UserError(f"{path} is damaged: start afresh with another --output.")
+    return run
+
+
+def write_run(output: Path, run: Mapping[str, Any], rank: int = 0) -> None:
+    """Writes run.json, whole; it holds at least `settings`."""
+    write_whole(output / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False) + "\n", rank)
 
 
 def write_whole(path: Path, text: str, rank: int = 0) -> None:

@@ -138,6 +138,11 @@ def _check_distinct(option: str, strategies: Sequence[Strategy]) -> None:
         raise UserError(f"--model.{option} names one twice: {', '.join(one.key for one in strategies)}.")
 
 
+def part_of(algorithm: Aggregation | Search) -> dict[str, Any]:
+    """Name and all options of an aggregation or search, from which `make_part` makes it again."""
+    return {"name": algorithm.family} | vars(algorithm)
+
+
 def make_part(part: Part, known: Mapping[str, type[Made]], option: str) -> Made:
     """One part from `name` or from {name: ..., its options}."""
     options = {"name": part} if isinstance(part, str) else dict(part)

@@ -34,6 +34,7 @@ from latent_tts.metrics.diversity import Diversity
 from latent_tts.metrics.head_room import head_room_recovered
 from latent_tts.metrics.intervals import Interval
 from latent_tts.metrics.invalid_answers import InvalidAnswerRate
+from latent_tts.metrics.problem_set import ProblemSetFingerprint
 
 BASELINE = MajorityVoting()
 """What other strategies are compared with, problem by problem."""
@@ -129,7 +130,8 @@ class EvaluationMetrics:
         self.difference = PairedDifference(compared if self.baseline in finals else [])
         self.token_steps = MeanCost([*self.answers, *(ROLLOUTS.at(k) for k in self.ks), *curves, *searches])
         self.diversity = Diversity(num_latents)
-        self.invalid, self.count = InvalidAnswerRate(), SumMetric()
+        self.invalid, self.problems = InvalidAnswerRate(), ProblemSetFingerprint()
+        self.count, self.nonfinite = SumMetric(), SumMetric()
 
     @property
     def num_problems(self) -> int:
@@ -152,7 +154,9 @@ class EvaluationMetrics:
         per_step = [math.nan if value is None else value for value in record.diversity]
         self.diversity.update(torch.tensor([per_step], dtype=torch.float64))
         self.invalid.update([[rollout.answer for rollout in record.rollouts]])
+        self.problems.update(record.problem_id, record.question, record.gold)
         self.count.update(1)
+        self.nonfinite.update(sum(not rollout.finite for rollout in record.rollouts))
 
     def running(self) -> dict[str, float]:
         """How the answers fare so far on this process, in 0..1 by label: greedy, the first aggregation, coverage."""
@@ -162,12 +166,14 @@ class EvaluationMetrics:
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The content of metrics.json but for the throughput, summed over ranks; a collective where there are several."""
-        coverage, accuracy, difference, cost, diversity, invalid, count = self._over_ranks(device)
+        coverage, accuracy, difference, cost, diversity, invalid, problems, count, nonfinite = self._over_ranks(device)
         covered = {COVERAGE.at(k): interval for k, interval in coverage.items()}
         summary = {
+            "problems_fingerprint": problems,
             "num_problems": int(count),
             "num_rollouts": self.num_rollouts,
             "invalid_answer_rate": float(invalid),
+            "nonfinite_rollouts": int(nonfinite),
             "strategies": strategies_to_json([*covered, *accuracy]),
             "coverage": {str(k): interval.mean for k, interval in coverage.items()},
             "accuracy": _nested((one, interval.mean) for one, interval in accuracy.items()),
@@ -185,7 +191,7 @@ class EvaluationMetrics:
     def _over_ranks(self, device: torch.device | str) -> list[Any]:
         """Results of all parts; where ranks exchange their states, they do it on the device."""
         parts: list[Metric] = [self.coverage, self.accuracy, self.difference, self.token_steps]
-        parts += [self.diversity, self.invalid, self.count]
+        parts += [self.diversity, self.invalid, self.problems, self.count, self.nonfinite]
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         results: list[Any] = []
         for part in parts:

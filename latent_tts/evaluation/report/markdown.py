@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from latent_tts.evaluation.report.figures import ACCURACY_FIGURE, COMPUTE_FIGURE, DIVERSITY_FIGURE
-from latent_tts.evaluation.report.tables import Metrics, curve_rows, facts, result_rows
+from latent_tts.evaluation.report.tables import Metrics, curve_rows, description, facts, result_rows
 
 _OVER_K = """In percent, with 95 % intervals over problems. Coverage is the chance that at least one of k rollouts is right; an \
 aggregation's accuracy at k is its expectation over the k-subsets of the rollouts."""
@@ -17,18 +17,17 @@ problem."""
 _DIVERSITY = "Mean pairwise cosine distance between the rollouts of a problem at each step, averaged over problems."
 
 
-def markdown(metrics: Metrics, description: Mapping[str, str], figures: Mapping[str, str]) -> str:
+def markdown(metrics: Metrics, figures: Mapping[str, str]) -> str:
     """The text of report.md.
 
     Args:
         metrics: The content of metrics.json.
-        description: What was evaluated, as label -> value (backbone, sampler, data, ...).
         figures: Title -> path of the figure relative to the report.
     """
     pictures = {title: f"![{title}]({path})" for title, path in figures.items()}
     parts = [
         "# Parallel test-time scaling",
-        "\n".join(f"- {key}: {value}" for key, value in description.items()),
+        "\n".join(f"- {key}: {value}" for key, value in description(metrics).items()),
         "\n".join(f"- {line}" for line in facts(metrics)),
         "## Accuracy against the number of rollouts",
         _OVER_K,

@@ -117,6 +117,24 @@ def token_steps(metrics: Metrics, one: Strategy) -> float:
     return float(cost[one.method] if one.budget is None else cost[one.method][one.budget])
 
 
+def description(metrics: Metrics) -> dict[str, str]:
+    """What was evaluated, label -> value; empty where the metrics do not say it."""
+    evaluated = metrics.get("evaluated")
+    if not evaluated:
+        return {}
+    backbone, sampler, data = evaluated["backbone"], dict(evaluated["sampler"]), evaluated.get("data") or {}
+    options = ", ".join(f"{key}={value!r}" for key, value in sampler.items() if key != "name")
+    source = data.get("source", "given in Python")
+    lines = {
+        "backbone": f"{backbone['name'] or 'given in Python'} ({backbone['kind']}, {backbone['num_latents']} latent thoughts)",
+        "sampler": f"{sampler['name']}({options})",
+        "data": f"{source}, problems of seed {data.get('seed')}" if source == "gsm-symbolic" else str(source),
+        "seed": str(evaluated["seed"]),
+    }
+    others = {"reward model": evaluated["reward_model"], "written reasoning": evaluated["written"]}
+    return lines | {label: other["name"] or "given in Python" for label, other in others.items() if other is not None}
+
+
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
@@ -146,9 +164,10 @@ def result_rows(metrics: Metrics, joint: str) -> tuple[list[str], list[list[str]
 
 def facts(metrics: Metrics) -> list[str]:
     """The lines below the tables: what was run, how fast, and how many answers did not parse."""
-    speed = metrics["throughput"]["rollouts_per_second"]
+    speed, nonfinite = metrics["throughput"]["rollouts_per_second"], metrics["nonfinite_rollouts"]
     return [
         f"{metrics['num_problems']} problems, {metrics['num_rollouts']} rollouts each"
         + ("" if speed is None else f", {speed:.1f} rollouts per second"),
         f"invalid answers: {100 * metrics['invalid_answer_rate']:.1f} % of the rollouts",
+        *([f"not finite: {nonfinite:,} rollouts, counted as invalid and wrong"] if nonfinite else []),
     ]
