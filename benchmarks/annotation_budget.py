@@ -15,15 +15,14 @@ numbers are means over these. With v the share of right answers among the M cont
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import machine
+from benchmarks.common import arguments, show
+from benchmarks.timing import machine
 from commands.guard import main_guard
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.annotation.prefix_values import AnnotatedRollouts, annotate
@@ -118,7 +117,7 @@ def table(args: argparse.Namespace, cost: dict[str, float], single: float, betwe
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     add = parser.add_argument
     add("--backbone", default="checkpoints/tiny-coconut", help="folder or hub id (default: %(default)s)")
     add("--num-rollouts", type=int, nargs="+", default=[4, 8, 16], help="values of N (default: %(default)s)")
@@ -136,19 +135,12 @@ def main() -> None:
     add("--sigma", type=float, default=0.5, help="additive noise (default: %(default)s)")
     add("--dropout", type=float, help="MC-dropout with this probability instead")
     add("--max-answer-tokens", type=int, default=12, help="tokens of an answer (default: %(default)s)")
-    add("--device", default="cpu", help="device (default: %(default)s)")
-    add("--out", help="JSON file to write the table to")
     args = parser.parse_args()
     cost, values, num_latents = measure(args)
     single, between = noise_and_signal(values, num_latents, max(args.num_continuations))
     rows = table(args, cost, single, between)
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    facts = cost | {"signal": between**0.5, "machine": machine(args.device)}
-    print(json.dumps(facts, indent=2))
-    if args.out:
-        Path(args.out).write_text(json.dumps({"rows": rows, **facts, "arguments": vars(args)}, indent=2) + "\n")
+    facts = cost | {"signal": between**0.5, "machine": machine(args.device), "arguments": vars(args)}
+    show(f"Annotation of {args.backbone}, {args.problems} problems", rows, args.out, **facts)
 
 
 if __name__ == "__main__":

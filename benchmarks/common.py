@@ -1,28 +1,36 @@
-"""What the benchmarks share: models of a named size, the machine's matrix-product rate, peak memory, tables."""
+"""What the benchmarks share: models of a named size, problems, options, tables."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-SQUARE = (2048, 2048, 2048)  # large enough for the full rate
 
 SIZES = {  # layers, width, heads, vocabulary
     "tiny": (4, 256, 4, 768),
     "small": (12, 768, 12, 50260),  # GPT-2 small
     "medium": (24, 1024, 16, 50260),
 }
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A benchmark's options, with those that all have."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="device (default: %(default)s)")
+    parser.add_argument("--out", help="JSON file to write the table to")
+    return parser
+
+
+def validation_problems(seed: int, count: int, templates: Sequence[int] | None = None) -> list[Any]:
+    """Problems of the validation part of GSM-Symbolic, which neither training nor the evaluations draw from."""
+    from datamodules.sources.gsm_symbolic import GSMSymbolic
+
+    source = GSMSymbolic(seed, templates=templates, split="validation")
+    return [source.problem(i) for i in range(count)]
 
 
 def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: int = 6, device: str = "cpu") -> Any:
@@ -65,137 +73,6 @@ def vocabulary_flops(size: str) -> int:
     """Floating-point operations of one projection to the vocabulary."""
     _, width, _, vocabulary = SIZES[size]
     return 2 * width * vocabulary
-
-
-def synchronize(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def start_counting(device: str = "cpu") -> int:
-    """Forgets what the most memory was, and returns what this process (on CUDA: the allocator) holds now, in bytes."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_bytes(device)
-
-
-def peak_bytes(device: str = "cpu") -> int:
-    """The most memory this process (on CUDA: the allocator) held since ``start_counting``; Linux only."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-class Worker:
-    """One implementation in a process of its own, so that peaks of memory don't mix, which does one call when it is told.
-
-    It is ready, warmed up, when the constructor returns: a call never runs beside another worker's warm-up.
-
-    Args:
-        module: Its ``main`` takes ``--job JSON`` and hands the work to ``serve``.
-        job: What to do.
-    """
-
-    def __init__(self, module: str, job: dict[str, Any]) -> None:
-        command = [sys.executable, "-m", module, "--job", json.dumps(job)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
-
-    def call(self) -> dict[str, Any]:
-        """What the worker measured of one call."""
-        assert self.process.stdin is not None
-        print(file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))} failed")  # type: ignore[arg-type]
-        return json.loads(line)
-
-    def close(self) -> None:
-        self.process.communicate()
-
-
-def take_turns(module: str, jobs: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Measurements of every job, by name, one of each in every round, so that other load on the machine meets all alike.
-
-    A job takes part in its first ``repeats`` rounds.
-    """
-    workers = {name: Worker(module, job) for name, job in jobs.items()}
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
-    for turn in range(max(job["repeats"] for job in jobs.values())):
-        for name, worker in workers.items():
-            if turn < jobs[name]["repeats"]:
-                measured[name].append(worker.call())
-    for worker in workers.values():
-        worker.close()
-    return measured
-
-
-def serve(run: Callable[[], Any], clock: str, device: str = "cpu", warm_up: bool = True) -> None:
-    """A worker's side: warms up, then times a call per line of its input; memory is counted from here on."""
-    before = start_counting(device)
-    if warm_up:
-        run()
-    print("{}", flush=True)  # ready
-    for _ in sys.stdin:
-        synchronize(device)
-        start = CLOCKS[clock]()
-        run()
-        synchronize(device)
-        measured = {"seconds": CLOCKS[clock]() - start, "memory": peak_bytes(device) - before}
-        print(json.dumps(measured), flush=True)
-
-
-def serve_gemm(rows: int, width: int, dtype: torch.dtype, clock: str, device: str = "cpu") -> None:
-    """A worker's side: the rate of matrix products, of large squares and of the blocks' own feed-forward shape."""
-    shapes = {"square": SQUARE, "feed-forward": (rows, width, 4 * width)}
-    print("{}", flush=True)  # ready
-    for _ in sys.stdin:
-        print(json.dumps({name: gemm_rate(dtype, clock, device, shape) for name, shape in shapes.items()}), flush=True)
-
-
-def gemm_rate(dtype: torch.dtype, clock: str, device: str, shape: tuple[int, int, int] = SQUARE) -> float:
-    """Floating-point operations per second of a matrix product on random data, (rows, inner) times (inner, columns).
-
-    The best of several, the machine's own limit at that moment.
-    """
-    rows, inner, columns = shape
-    left = torch.randn(rows, inner, device=device).to(dtype)
-    right = torch.randn(inner, columns, device=device).to(dtype)
-    operations, times = 2 * rows * inner * columns, []
-    for _ in range(max(3, int(5e10 / operations))):
-        synchronize(device)
-        start = CLOCKS[clock]()
-        left @ right
-        synchronize(device)
-        times.append(CLOCKS[clock]() - start)
-    return operations / min(times)
-
-
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the numbers were measured on."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else _processor()
-    return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def show(title: str, rows: Sequence[dict[str, Any]], out: str | None, **facts: Any) -> None:

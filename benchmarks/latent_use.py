@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, show
+from benchmarks.common import arguments, show, validation_problems
+from benchmarks.timing import machine
 
 
 def main() -> None:
-    from datamodules.sources.gsm_symbolic import GSMSymbolic
     from latent_tts import load_backbone
     from latent_tts.backbones.cot import Cot
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--backbone", required=True, help="folder or hub id of a COCONUT or CODI")
     parser.add_argument("--templates", type=int, nargs="+", help="GSM-Symbolic templates (default: all that parse)")
     parser.add_argument("--problems", type=int, default=200, help="number of problems (default: %(default)s)")
@@ -32,11 +32,9 @@ def main() -> None:
         "--written-form", help="prompt form of written reasoning, with {question} and \\n for a line break"
     )
     parser.add_argument("--seed", type=int, default=77, help="seed of the problems (default: %(default)s)")
-    parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
-    backbone = load_backbone(args.backbone).freeze()
-    source = GSMSymbolic(args.seed, templates=args.templates, split="validation")
-    problems = [source.problem(i) for i in range(args.problems)]
+    backbone = load_backbone(args.backbone).to(args.device).freeze()
+    problems = validation_problems(args.seed, args.problems, args.templates)
     rows = [{"latents": f"{backbone.num_latents}, as thought", "greedy": accuracy(backbone, problems, args)}]
     rows += [{"latents": "none", "greedy": accuracy(backbone, problems, args, num_latents=0)}]
     if args.written_form is not None:
@@ -44,7 +42,7 @@ def main() -> None:
         rows += [{"latents": "none, steps written", "greedy": accuracy(writer, problems, args, max_tokens=128)}]
     backbone.next_latent = torch.zeros_like  # type: ignore[method-assign, assignment]
     rows += [{"latents": f"{backbone.num_latents}, zeros", "greedy": accuracy(backbone, problems, args)}]
-    show(f"{args.backbone}, {args.problems} problems", rows, args.out, machine=machine())
+    show(f"{args.backbone}, {args.problems} problems", rows, args.out, machine=machine(args.device))
 
 
 def accuracy(

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import machine, show
+from benchmarks.common import arguments, show
+from benchmarks.timing import machine
 from latent_tts.aggregation import MajorityVoting
 from latent_tts.answers import answers_equal
 from latent_tts.backbones import LatentBackbone, load_backbone
@@ -106,7 +107,7 @@ def compare(name: str, found: Answers, reference: Answers) -> dict[str, Any]:
 def main() -> None:
     from datamodules.rollout_data import RolloutDataModule
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument(
         "--backbone", default="checkpoints/tiny-coconut", help="folder or hub id (default: %(default)s)"
     )
@@ -119,8 +120,6 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=25, help="problems at a time (default: %(default)s)")
     parser.add_argument("--data-seed", type=int, default=1000, help="seed of the problems (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="device (default: %(default)s)")
-    parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
     symbolic = args.source == "gsm-symbolic"
     data = RolloutDataModule(

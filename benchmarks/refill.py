@@ -20,13 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import byte_tokenizer, machine, show
-from datamodules.sources.gsm_symbolic import GSMSymbolic
+from benchmarks.common import arguments, byte_tokenizer, show, validation_problems
+from benchmarks.timing import machine, synchronize
+from latent_tts.attention.shared_prefix import SharedPrefixCache
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.colar import Colar
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.sampling import AdditiveGaussianNoise
+
+
+def now(device: str) -> float:
+    """Seconds of the processor, which others' load leaves alone; of the wall where an accelerator computes."""
+    synchronize(device)
+    return time.process_time() if device == "cpu" else time.perf_counter()
 
 
 class Clock:
@@ -37,11 +44,11 @@ class Clock:
         self.last_hidden = backbone.last_hidden
         backbone.last_hidden = self.count
 
-    def count(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        started = time.process_time()
-        hidden = self.last_hidden(inputs, *args, **kwargs)
-        if "shared_prefix" in kwargs:  # not the prompts
-            self.passes.append((inputs.shape[0], inputs.shape[1], time.process_time() - started))
+    def count(self, inputs: Tensor, mask: Tensor | None, positions: Tensor, cache: Any = None) -> Tensor:
+        started = now(inputs.device.type)
+        hidden: Tensor = self.last_hidden(inputs, mask, positions, cache)
+        if isinstance(cache, SharedPrefixCache):  # not the prompts
+            self.passes.append((inputs.shape[0], inputs.shape[1], now(inputs.device.type) - started))
         return hidden
 
 
@@ -71,13 +78,12 @@ def random_colar(args: argparse.Namespace) -> Colar:
 def measure(backbone: LatentBackbone, args: argparse.Namespace, problems: int) -> dict[str, Any]:
     """One row of the table: a batch of so many problems."""
     engine = RolloutEngine(backbone, AdditiveGaussianNoise(args.sigma), args.max_answer_tokens)
-    source = GSMSymbolic(args.seed, split="validation")
-    questions = sorted((source.problem(i).question for i in range(problems)), key=len, reverse=True)
+    questions = sorted((p.question for p in validation_problems(args.seed, problems)), key=len, reverse=True)
     engine.rollout(questions[:1], args.num_rollouts)
     clock = Clock(backbone)
-    started = time.process_time()
+    started = now(args.device)
     rollouts = engine.rollout(questions, args.num_rollouts)
-    seconds = time.process_time() - started
+    seconds = now(args.device) - started
     backbone.last_hidden = clock.last_hidden  # type: ignore[method-assign]
     useful = int(positions_of(rollouts).sum())
     fed = sum(rows * positions for rows, positions, _ in clock.passes)
@@ -108,7 +114,7 @@ def positions_of(rollouts: Rollouts) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--backbone", help="folder or hub id of a CoLaR (default: random weights)")
     parser.add_argument("--problems", type=int, nargs="+", default=[4, 16, 64], help="problems in a batch")
     parser.add_argument("--num-rollouts", type=int, default=16, help="N (default: %(default)s)")
@@ -123,10 +129,9 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, default=8, help="layers of the random weights (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=5, help="seed of the problems (default: %(default)s)")
-    parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
     torch.set_num_threads(1)  # processor seconds of waiting threads would count
-    backbone = random_colar(args) if args.backbone is None else load_backbone(args.backbone)
+    backbone = (random_colar(args) if args.backbone is None else load_backbone(args.backbone)).to(args.device)
     rows = [measure(backbone, args, problems) for problems in args.problems]
     show(f"Refilling, {args.backbone or 'random weights'}, N = {args.num_rollouts}", rows, args.out, machine=machine())
 

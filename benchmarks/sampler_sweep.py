@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import machine, show
+from benchmarks.common import arguments, show, validation_problems
+from benchmarks.timing import machine
 
 
 def main() -> None:
-    from datamodules.sources.gsm_symbolic import GSMSymbolic
     from latent_tts import load_backbone
     from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, NativeGaussian
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument(
         "--backbone", default="checkpoints/tiny-coconut", help="folder or hub id (default: %(default)s)"
     )
@@ -38,16 +38,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=25, help="problems at a time (default: %(default)s)")
     parser.add_argument("--max-answer-tokens", type=int, default=12, help="answer limit (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=77, help="seed of problems and draws (default: %(default)s)")
-    parser.add_argument("--out", help="JSON file to write the table to")
     args = parser.parse_args()
-    backbone = load_backbone(args.backbone).freeze()
-    source = GSMSymbolic(args.seed, templates=args.templates, split="validation")
-    problems = [source.problem(i) for i in range(args.problems)]
+    backbone = load_backbone(args.backbone).to(args.device).freeze()
+    problems = validation_problems(args.seed, args.problems, args.templates)
     samplers: list[Any] = [Deterministic(), *map(AdditiveGaussianNoise, args.sigma)]
     samplers += map(NativeGaussian, args.temperature)
     samplers += [MonteCarloDropout(p, args.sites, args.scope) for p in args.p]
     rows = [measure(backbone, sampler, problems, args) for sampler in samplers]
-    show(f"{args.backbone}, {args.problems} problems, N = {args.num_rollouts}", rows, args.out, machine=machine())
+    title = f"{args.backbone}, {args.problems} problems, N = {args.num_rollouts}"
+    show(title, rows, args.out, machine=machine(args.device))
 
 
 @torch.inference_mode()

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import annotation, rollouts
+from benchmarks import (
+    annotation,
+    annotation_budget,
+    latent_use,
+    precision,
+    refill,
+    reward_training,
+    rollouts,
+    sampler_sweep,
+)
 from benchmarks.common import SIZES, random_coconut
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.sampling import Deterministic
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -52,17 +66,55 @@ def test_operations_of_a_rollout_by_hand():
     assert rollouts.useful_flops(job) == positions * 2 * 4 * 12 * 256**2 + tokens * 2 * 256 * 768
 
 
+def table_of(module: ModuleType, arguments: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The rows that a benchmark writes."""
+    out = folder / "table.json"
+    monkeypatch.setattr(sys, "argv", ["benchmark", "--device", "cpu", "--out", str(out), *arguments.split()])
+    with torch.random.fork_rng():
+        module.main()
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
+    return rows
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arguments", "varied"),
-    [(rollouts, ["--num-rollouts", "2"], {"N": 2}), (annotation, ["--num-rollouts", "1", "--num-continuations", "2"], {"M": 2})],
-    ids=["rollouts", "annotation"],
-)  # fmt: skip
-def test_the_commands_write_their_table(module, arguments, varied, tmp_path, monkeypatch):
-    out = tmp_path / "table.json"
-    common = ["--size", "tiny", "--repeats", "1", "--threads", "1", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["benchmark", *common, *arguments])
-    module.main()
-    (row,) = json.loads(out.read_text())["rows"]
+    [
+        (rollouts, "--num-rollouts 2", {"N": 2}),
+        (annotation, "--num-rollouts 1 --num-continuations 2", {"M": 2}),
+        (reward_training, "--num-rollouts 4 --rollouts 4 --prompt-length 10", {"N": 4}),
+    ],
+    ids=["rollouts", "annotation", "reward_training"],
+)
+def test_the_comparisons_write_their_table(module, arguments, varied, tmp_path, monkeypatch):
+    (row,) = table_of(module, f"--size tiny --repeats 1 --threads 1 {arguments}", tmp_path, monkeypatch)
     assert varied.items() <= row.items()
     assert row["times faster"] > 0 and row["share of GEMM"] > 0
     assert row["ours MiB"] > 0 and row["reference MiB"] > 0
+
+
+FEW = "--templates 48 10 --problems 4"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "arguments", "first_column"),
+    [
+        (latent_use, f"--backbone checkpoints/tiny-codi {FEW}", ["6, as thought", "none", "6, zeros"]),
+        (precision, f"{FEW} --num-rollouts 2", ["float32", "bfloat16", "mixed"]),
+        (sampler_sweep, f"{FEW} --num-rollouts 2 --sigma 1 --p 0.1", ["Deterministic()"]),
+        (refill, "--problems 2 --num-rollouts 4 --width 64 --layers 1", [2]),
+        (annotation_budget, f"{FEW} --sigma 2 --num-rollouts 8 --num-continuations 2 4", [8, 8]),
+    ],
+    ids=["latent_use", "precision", "sampler_sweep", "refill", "annotation_budget"],
+)
+def test_the_other_benchmarks_write_theirs(module, arguments, first_column, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = table_of(module, arguments, tmp_path, monkeypatch)
+    assert [next(iter(row.values())) for row in rows][: len(first_column)] == first_column
+
+
+def test_every_benchmark_is_run_here():
+    tools = {"__init__", "common", "comparison", "timing"}
+    here = {"rollouts", "annotation", "reward_training", "latent_use", "precision", "sampler_sweep", "refill"}
+    assert {file.stem for file in (ROOT / "benchmarks").glob("*.py")} - tools == here | {"annotation_budget"}
