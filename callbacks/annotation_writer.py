@@ -49,7 +49,7 @@ class WriteAnnotations(Callback):
             raise refused or UserError(f"Another process of this run cannot write to {self.output}.")
         finished = set(self._writer.golds)
         module.metrics.num_problems = len(range(trainer.global_rank, len(finished), trainer.world_size))
-        data.is_done = finished.__contains__
+        data.leave_out(finished.__contains__)
 
     def on_predict_batch_end(
         self,

@@ -74,7 +74,7 @@ class PredictionWriter(Callback):
         self.finished.bring_up_to_date()
         if trainer.is_global_zero and self.finished.news():
             print(self.finished.news())
-        data.is_done = self.finished.__contains__
+        data.leave_out(self.finished.__contains__)
 
     def on_predict_batch_end(
         self,

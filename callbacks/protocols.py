@@ -37,8 +37,9 @@ class ProblemSource(Protocol):
 
     num_problems: int | None
     """None where it is not known before the end."""
-    is_done: Callable[[str], bool] | None
-    """Which problem ids need no batch."""
+
+    def leave_out(self, is_done: Callable[[str], bool]) -> None:
+        """Leaves out the batches whose problems are all done, by their ids."""
 
     def problems(self) -> Iterator[Problem]:
         """The problems one by one."""

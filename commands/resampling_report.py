@@ -7,7 +7,8 @@ import sys
 
 from commands.guard import main_guard
 from datamodules.resampling.resampled import Resampled, templates_of
-from datamodules.sources.rows import GoodRows, example_rows, find_table, to_question
+from datamodules.sources.catalogue import find_table
+from datamodules.sources.rows import GoodRows, to_example, to_question
 from latent_tts.errors import UserError
 
 
@@ -29,7 +30,7 @@ def main(
         seed: Seed of these problems.
         skip_bad_rows: Whether rows that can't be read are left out.
     """
-    rows = example_rows(find_table(source, split), skip_bad_rows)
+    rows = GoodRows(find_table(source, split), to_example, skip_bad_rows)
     examples = list(rows)
     excluded = [q for name in exclude or [] for q in GoodRows(find_table(name), to_question, skip_bad_rows)]
     templates, left_out = templates_of((example for example in examples if example is not None), excluded)

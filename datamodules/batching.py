@@ -36,6 +36,12 @@ def length_sorted_batches(
             yield window[start : start + batch_size]
 
 
+def batch_size_for_all(num_items: int, batch_size: int, world_size: int) -> int:
+    """The batch size with which every rank has a batch: smaller than asked for where there are few items, at least 1."""
+    enough = num_items > batch_size * (world_size - 1)
+    return batch_size if enough else max(1, num_items // world_size)
+
+
 def require_positive(**options: int | None) -> None:
     """UserError for an option that is below 1; None means that it is not given."""
     for name, value in options.items():
@@ -121,7 +127,7 @@ class LengthSortedBatches(DistributedSampler[list[int]]):
         rank, world_size = rank_and_world_size()
         super().__init__(lengths, world_size, rank, shuffle=False)  # type: ignore[arg-type]
         order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
-        batch_size = min(batch_size, max(1, len(lengths) // world_size))
+        batch_size = batch_size_for_all(len(lengths), batch_size, world_size)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         self.batches = batches[rank::world_size]
 

@@ -11,9 +11,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
 from datamodules.resampling.resampled import Resampled, templates_of
+from datamodules.sources.catalogue import GSM_SYMBOLIC, RESAMPLED, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic
-from datamodules.sources.rows import GSM_SYMBOLIC, RESAMPLED, GoodRows, example_rows, find_table, to_question
+from datamodules.sources.rows import GoodRows, to_example, to_question
 from datamodules.sources.streams import ExampleStream, Mixture, ShuffledPasses
+from datamodules.sources.tables import Table
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, problem_id_from_question
 
@@ -51,7 +53,7 @@ class ReasoningStepsDataModule(LightningDataModule):
         exclude: Files and sets (such as gsm8k, for its test questions) whose questions are left out of training too.
         step_range: Fewest and most written steps of a training problem, which others are left out for; null takes all.
             For tables, as they are or resampled.
-        question_column: Column of the question, where a source doesn't call it so.
+        question_column: Column of the question, where a source doesn't call it so; several are joined.
         steps_column: Column of the steps, where a source doesn't call it so.
         answer_column: Column of the answer, where a source doesn't call it so.
         train_split: Split of a hub set to train on.
@@ -75,7 +77,7 @@ class ReasoningStepsDataModule(LightningDataModule):
         templates: list[int] | None = None,
         exclude: list[str] | None = None,
         step_range: tuple[int, int] | None = None,
-        question_column: str | None = None,
+        question_column: str | list[str] | None = None,
         steps_column: str | None = None,
         answer_column: str | None = None,
         train_split: str = "train",
@@ -101,11 +103,7 @@ class ReasoningStepsDataModule(LightningDataModule):
             raise UserError(f"step_range must name the fewest and the most steps, from 1 on, got {list(step_range)}.")
         self.step_range = step_range
         self.train_split, self.val_split, self.hub_config = train_split, val_split, hub_config
-        self._columns = {
-            "question_column": question_column,
-            "steps_column": steps_column,
-            "answer_column": answer_column,
-        }
+        self.question_column, self.steps_column, self.answer_column = question_column, steps_column, answer_column
         self.train_examples: ListedExamples | GeneratedExamples | None = None
         self.val_examples: ListedExamples | None = None
 
@@ -172,8 +170,8 @@ class ReasoningStepsDataModule(LightningDataModule):
             examples = self._read(source, self.train_split, None, "training", question_ids(excluded)).examples
             return ShuffledPasses(examples, self.seed)
         source = source.removeprefix(RESAMPLED)
-        table = find_table(source, self.train_split, self.hub_config, **self._columns)
-        rows = example_rows(table, self.skip_bad_rows)
+        table = self._table(source, self.train_split)
+        rows = GoodRows(table, to_example, self.skip_bad_rows)
         wanted = (example for example in rows if example is not None and self._is_wanted(example))
         templates, left_out = templates_of(wanted, excluded)
         rows.warn_of_bad_rows()
@@ -192,8 +190,8 @@ class ReasoningStepsDataModule(LightningDataModule):
     def _read(
         self, source: str, split: str, size: int | None, name: str, excluded: Collection[str]
     ) -> "ListedExamples":
-        table = find_table(source, split, self.hub_config, **self._columns)
-        rows = example_rows(table, self.skip_bad_rows)
+        table = self._table(source, split)
+        rows = GoodRows(table, to_example, self.skip_bad_rows)
         examples, num_without_steps = [], 0
         for example in rows:
             if example is None:
@@ -214,6 +212,9 @@ class ReasoningStepsDataModule(LightningDataModule):
             )
         return ListedExamples(examples)
 
+    def _table(self, source: str, split: str | None) -> Table:
+        return find_table(source, split, self.hub_config, self.question_column, self.answer_column, self.steps_column)
+
     def _is_wanted(self, example: ReasoningExample) -> bool:
         return self.step_range is None or self.step_range[0] <= len(example.steps) <= self.step_range[1]
 
@@ -221,7 +222,7 @@ class ReasoningStepsDataModule(LightningDataModule):
         if self.val_examples is not None:
             yield from (example.question for example in self.val_examples.examples)
         for file in self.exclude:
-            table = find_table(file, None, self.hub_config, **self._columns)
+            table = self._table(file, None)
             yield from GoodRows(table, to_question, self.skip_bad_rows)
 
 

@@ -1,16 +1,25 @@
 """Test problems for evaluation, streamed in batches of similar length."""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, get_args
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from datamodules.batching import length_sorted_batches, rank_and_world_size, require_positive, unchanged
+from datamodules.batching import (
+    batch_size_for_all,
+    length_sorted_batches,
+    rank_and_world_size,
+    require_positive,
+    unchanged,
+)
+from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
-from datamodules.sources.rows import GSM_SYMBOLIC, GoodRows, find_table, number_repeats, to_problem
+from datamodules.sources.repeats import first_of_each, number_repeats, question_key
+from datamodules.sources.rows import GoodRows, to_problem
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 
@@ -19,26 +28,27 @@ class RolloutDataModule(LightningDataModule):
     """Problems to evaluate on, each with a stable id and its gold answer; a batch is a `list[Problem]`.
 
     The batches depend on the data, `batch_size` and `sort_window` alone, whatever the number of devices and workers:
-    windows of the stream are sorted by length and cut, and batch i goes to device i % number of devices. No problem is
-    repeated to even out the devices, so some may take one batch less.
+    windows of the stream are sorted by length and cut, and batch i goes to device i % number of devices. Only where there
+    would be fewer batches than devices are they made smaller, so that none is idle. No problem is repeated to even out the
+    devices, so some may take one batch less.
 
     Local files are read through once before the run, so that a bad row is found before a model thinks; after `setup`,
     `num_problems` is their number (None for sets on the hub, of which only the first row is looked at).
 
-    Where `is_done` is set (a function of the problem id, before the data loader is made), batches whose problems are
-    all done are left out; the other batches stay whole, as their composition must not change.
-
     Args:
         source: gsm-symbolic (generated offline), gsm8k, gsm_hard or multiarith (from the Hugging Face hub), the id of
-            another hub set (owner/name), or a local .jsonl, .json, .csv or .parquet file.
+            another hub set (owner/name), or a local .jsonl, .json, .csv, .tsv or .parquet file, packed or not, or a folder
+            of such shards. Names that begin with data/ lie in the folder that LATENT_TTS_DATA names (docs/data.md).
         batch_size: Problems in a batch of one device; a batch that does not fit in memory is cut in parts.
         limit: Number of problems to take, from the start; null takes all.
+        leave_out_repeats: Whether a question that comes more than once (case, blanks and apostrophes aside) is taken once.
         skip_bad_rows: Whether rows that can't be read are counted and left out, instead of stopping the run.
         sort_window: Number of problems that are sorted by length together; 1 keeps the order of the data.
         num_workers: Processes that read problems; 0 reads them in the main process.
-        question_column: Column of the question; null for the source's own, or `question`.
+        question_column: Column of the question, or several that are joined; null for the source's own, or `question`.
         answer_column: Column of the gold answer; null for the source's own, or `answer`.
-        split: Split of a hub set, or of gsm-symbolic (train, validation or test); null for the source's own, or `test`.
+        split: Split of a hub set, of a folder of shards, or of gsm-symbolic (train, validation or test); null for the
+            source's own, or `test`.
         hub_config: Configuration of a hub set; null for the source's own.
         seed: Seed of the problems that gsm-symbolic draws.
         size: Number of problems that gsm-symbolic draws.
@@ -50,10 +60,11 @@ class RolloutDataModule(LightningDataModule):
         source: str = GSM_SYMBOLIC,
         batch_size: int = 8,
         limit: int | None = None,
+        leave_out_repeats: bool = False,
         skip_bad_rows: bool = False,
         sort_window: int = 1024,
         num_workers: int = 0,
-        question_column: str | None = None,
+        question_column: str | list[str] | None = None,
         answer_column: str | None = None,
         split: str | None = None,
         hub_config: str | None = None,
@@ -63,10 +74,10 @@ class RolloutDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         require_positive(batch_size=batch_size, limit=limit, sort_window=sort_window, size=size)
-        self.source, self.limit = source, limit
+        self.source, self.limit, self.leave_out_repeats = source, limit, leave_out_repeats
         self.batch_size, self.sort_window, self.num_workers = batch_size, sort_window, num_workers
         self.num_problems: int | None = None
-        self.is_done: Callable[[str], bool] | None = None
+        self._is_done: Callable[[str], bool] | None = None
         self._rows: GoodRows[Problem] | None = None
         self._problems: Iterable[Problem]
         if source == GSM_SYMBOLIC:
@@ -77,22 +88,35 @@ class RolloutDataModule(LightningDataModule):
 
     def problems(self) -> Iterator[Problem]:
         """The problems one by one, in the order of the data."""
-        return islice(number_repeats(self._problems), self.limit)
+        return iter(_Taken(self._problems, self.limit, self.leave_out_repeats))
+
+    def leave_out(self, is_done: Callable[[str], bool]) -> None:
+        """Leaves out the batches whose problems are all done; the others stay whole: their composition must not change.
+
+        Args:
+            is_done: Whether the problem with an id needs no batch. It is asked when the data loader is gone through.
+        """
+        self._is_done = is_done
 
     def setup(self, stage: str) -> None:
         """Reads local files through, and the first row of a hub set; bad input ends here."""
         if self._rows is not None and self._rows.table.hub_id is not None:
             next(self.problems())
             return
-        self.num_problems = sum(1 for _ in self.problems())
+        questions = [question_key(problem.question) for problem in self.problems()]
+        self.num_problems = len(questions)
         self._report_bad_rows()
+        if repeats := len(questions) - len(set(questions)):
+            rank_zero_info(
+                f"{repeats} of {len(questions)} problems of {self.source!r} ask what another one asks; they count too "
+                "(--data.leave_out_repeats true takes each once)"
+            )
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """This device's batches."""
         rank, world_size = rank_and_world_size()
-        batches = ProblemBatches(
-            self._problems, self.batch_size, self.limit, self.sort_window, rank, world_size, self.is_done
-        )
+        taken = _Taken(self._problems, self.limit, self.leave_out_repeats)
+        batches = ProblemBatches(taken, self.batch_size, self.sort_window, rank, world_size, self._is_done)
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, collate_fn=unchanged)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -119,6 +143,17 @@ class GeneratedProblems(Iterable[Problem]):
         return (self.generator.problem(i) for i in range(self.size))
 
 
+class _Taken(Iterable[Problem]):
+    """Of a source's problems those that are evaluated, repeats with ids of their own."""
+
+    def __init__(self, problems: Iterable[Problem], limit: int | None, leave_out_repeats: bool) -> None:
+        self.source, self.limit, self.leave_out_repeats = problems, limit, leave_out_repeats
+
+    def __iter__(self) -> Iterator[Problem]:
+        problems = first_of_each(self.source) if self.leave_out_repeats else number_repeats(self.source)
+        return islice(problems, self.limit)
+
+
 class ProblemBatches(IterableDataset[list[Problem]]):
     """The batches of one rank (shared out over its data-loader workers), as RolloutDataModule describes them."""
 
@@ -126,20 +161,21 @@ class ProblemBatches(IterableDataset[list[Problem]]):
         self,
         problems: Iterable[Problem],
         batch_size: int,
-        limit: int | None = None,
         sort_window: int = 1024,
         rank: int = 0,
         world_size: int = 1,
         is_done: Callable[[str], bool] | None = None,
     ) -> None:
-        self.problems, self.batch_size, self.limit, self.sort_window = problems, batch_size, limit, sort_window
+        self.problems, self.batch_size, self.sort_window = problems, batch_size, sort_window
         self.rank, self.world_size, self.is_done = rank, world_size, is_done
 
     def __iter__(self) -> Iterator[list[Problem]]:
         worker = get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        problems = islice(number_repeats(self.problems), self.limit)
-        plan = length_sorted_batches(problems, self.batch_size, _num_characters, self.sort_window)
+        problems = iter(self.problems)
+        first = list(islice(problems, self.batch_size * self.world_size))  # enough to see whether there are few
+        size = batch_size_for_all(len(first), self.batch_size, self.world_size)
+        plan = length_sorted_batches(chain(first, problems), size, _num_characters, self.sort_window)
         of_this_rank = islice(plan, self.rank, None, self.world_size)
         left = (batch for batch in of_this_rank if not self._all_done(batch))
         yield from islice(left, worker_id, None, num_workers)  # of what is left: workers take turns, so the order stays

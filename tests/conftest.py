@@ -130,3 +130,23 @@ def problem_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes every hub client answer as it does on a machine without network."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Puts rows in place of the hub: ``fake_hub({(hub id, split): rows})``; gives what is asked for, call by call."""
+    import datasets
+
+    def make(sets: dict[tuple[str, str], list[dict]]) -> list[tuple]:
+        asked: list[tuple] = []
+
+        def load_dataset(path, name=None, *, split, streaming):
+            assert streaming
+            asked.append((path, name, split))
+            rows = sets[path, split]
+            return datasets.IterableDataset.from_generator(lambda: iter(rows))
+
+        monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        return asked
+
+    return make

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datamodules.sources.rows import GoodRows, find_table, to_problem
+from datamodules.sources.catalogue import find_table
+from datamodules.sources.rows import GoodRows, to_problem
 from latent_tts.answers import answer_key, answers_equal, parse_answer, parse_gold
 from latent_tts.errors import UserError
 

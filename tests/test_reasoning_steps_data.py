@@ -161,20 +161,23 @@ def test_gsm8k_trains_without_the_questions_it_validates_on(excerpts):
     assert train == with_steps - val
 
 
-def test_columns_of_hub_sets_are_read(monkeypatch):
+def test_columns_of_hub_sets_are_read(fake_hub):
     """GSM8K-Aug's splits and columns, with the hub's client replaced."""
-    asked = []
-
-    def load_dataset(path, name, *, split, streaming):
-        asked.append((path, split))
-        numbers = range(8) if split == "train" else range(8, 10)
-        return iter(rows(numbers))
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    hub_id = "whynlp/gsm8k-aug"
+    asked = fake_hub({(hub_id, "train"): rows(range(8)), (hub_id, "validation"): rows(range(8, 10))})
     data = ReasoningStepsDataModule(train="gsm8k-aug", val="gsm8k-aug", batch_size=2)
     data.setup("fit")
-    assert (len(data.train_examples), len(data.val_examples)) == (8, 2)  # type: ignore[arg-type]
-    assert asked == [("whynlp/gsm8k-aug", "validation"), ("whynlp/gsm8k-aug", "train")]
+    assert [len(examples or ()) for examples in (data.train_examples, data.val_examples)] == [8, 2]
+    assert asked == [(hub_id, None, "validation"), (hub_id, None, "train")]
+
+
+def test_excluding_multiarith_leaves_none_of_its_problems_in(fake_hub, tmp_path):
+    problems = [{"question": f"{i} and 1?", "final_ans": str(i + 1)} for i in range(60)]
+    fake_hub({("ChilleD/MultiArith", "test"): problems[:20], ("ChilleD/MultiArith", "train"): problems[20:50]})
+    train = write(tmp_path / "train.jsonl", rows(range(60)))
+    data = ReasoningStepsDataModule(train=train, val=None, exclude=["multiarith"])
+    data.setup("fit")
+    assert {example.question for example in data.train_examples.examples} == {f"{i} and 1?" for i in range(50, 60)}
 
 
 def test_sources_without_steps_and_bad_sizes_are_one_sentence(tmp_path):

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 
 from datamodules import RolloutDataModule
@@ -38,11 +40,45 @@ def test_windows_are_sorted_longest_first():
     assert batches == [[4, 3], [1, 1], [9, 6], [5, 2], [5]]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 50])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 21])
 def test_batches_do_not_depend_on_the_number_of_ranks(world_size):
+    """Up to as many ranks as there are batches."""
     shares = [plan(rank=rank, world_size=world_size) for rank in range(world_size)]
     assert [shares[i % world_size][i // world_size] for i in range(len(plan()))] == plan()
     assert Counter(p for share in shares for batch in share for p in batch) == Counter(PROBLEMS)
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 40), st.integers(1, 70))
+def test_every_problem_is_on_one_rank_and_no_rank_is_idle(num_problems, batch_size, window, world_size):
+    options = {"batch_size": batch_size, "sort_window": window, "world_size": world_size}
+    shares = [list(ProblemBatches(PROBLEMS[:num_problems], rank=rank, **options)) for rank in range(world_size)]
+    assert Counter(p for share in shares for batch in share for p in batch) == Counter(PROBLEMS[:num_problems])
+    assert sum(map(bool, shares)) == min(num_problems, world_size)
+    assert all(len(batch) <= batch_size for share in shares for batch in share)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_a_hub_set_gives_every_problem_once_with_any_shards_and_workers(num_shards, num_workers, tmp_path, monkeypatch):
+    """`datasets` shares the shards of a stream out over the workers by itself: half of these problems were lost."""
+    import datasets
+
+    files = [tmp_path / f"{shard}.jsonl" for shard in range(num_shards)]
+    for shard, file in enumerate(files):
+        numbers = range(shard, 100, num_shards)
+        file.write_text(
+            "".join(json.dumps({"question": f"{i} and 4?", "answer": f"#### {i + 4}"}) + "\n" for i in numbers)
+        )
+    load = datasets.load_dataset
+
+    def load_dataset(*args, **kwargs):
+        return load("json", data_files=list(map(str, files)), split="train", streaming=True)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = RolloutDataModule("owner/name", num_workers=num_workers, batch_size=8)
+    data.setup("predict")
+    problems = [problem for batch in data.predict_dataloader() for problem in batch]
+    assert sorted(problem.gold for problem in problems) == [i + 4.0 for i in range(100)]
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -52,8 +88,12 @@ def test_workers_share_the_batches_out_without_duplicates(source, num_workers):
 
 
 def test_a_limit_takes_the_first_problems():
-    assert {p.problem_id for batch in plan(limit=10) for p in batch} == {f"id{i}" for i in range(10)}
-    assert {p.problem_id for batch in plan(limit=1000) for p in batch} == {p.problem_id for p in PROBLEMS}
+    everything = list(RolloutDataModule(size=12).problems())
+    data = RolloutDataModule(size=12, limit=5, batch_size=2)
+    assert sorted(p.problem_id for batch in data.predict_dataloader() for p in batch) == sorted(
+        p.problem_id for p in everything[:5]
+    )
+    assert list(RolloutDataModule(size=12, limit=1000).problems()) == everything
 
 
 def test_finished_batches_are_left_out_and_the_others_stay_whole():
@@ -161,20 +201,48 @@ def test_every_whole_set_is_streamed(whole_sets):
 
 
 def test_a_hub_set_is_opened_but_not_read_through(monkeypatch):
+    import datasets
+
     taken = []
 
-    def load_dataset(*args, **kwargs):
+    def rows():
         for i in range(100):
             taken.append(i)
             yield {"question": f"{i}?", "answer": str(i)}
 
+    def load_dataset(*args, **kwargs):
+        return datasets.IterableDataset.from_generator(rows)
+
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     data = RolloutDataModule("gsm8k", batch_size=2, sort_window=4)
     data.setup("predict")
-    assert taken == [0]
+    assert len(taken) == 1
     assert data.num_problems is None
     next(iter(data.predict_dataloader()))
     assert taken == [0, *range(4)]  # one window
+
+
+def test_repeated_questions_are_counted_and_taken_once_where_asked(tmp_path, recwarn, caplog):
+    path = tmp_path / "repeats.jsonl"
+    texts = ["Janet's ducks lay 3 eggs?", " janet\u2019s  DUCKS lay 3 eggs ?", "Janet's ducks lay 35 eggs?"]
+    path.write_text("".join(json.dumps({"question": text, "answer": 1}) + "\n" for text in texts))
+    data = RolloutDataModule(str(path))
+    with caplog.at_level("INFO"):
+        data.setup("predict")
+    assert data.num_problems == 3
+    assert "1 of 3 problems" in caplog.text and "leave_out_repeats" in caplog.text
+    once = RolloutDataModule(str(path), leave_out_repeats=True)
+    once.setup("predict")
+    assert [problem.question for problem in once.problems()] == [texts[0], texts[2]]
+    assert once.num_problems == 2
+
+
+def test_finished_problems_are_left_out_by_a_method_of_the_data_module(source):
+    data = RolloutDataModule(source, batch_size=4)
+    batches = list(data.predict_dataloader())
+    done = {problem.problem_id for problem in batches[0] + batches[1][:3]}
+    data.leave_out(done.__contains__)
+    assert list(data.predict_dataloader()) == batches[1:]
 
 
 def test_every_option_has_a_sentence_of_help():

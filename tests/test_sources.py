@@ -11,8 +11,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from datamodules.sources.catalogue import find_table
 from datamodules.sources.gsm_symbolic import PARSED_TEMPLATES, GSMSymbolic, split_of
-from datamodules.sources.rows import GoodRows, find_table, number_repeats, to_example, to_problem
+from datamodules.sources.repeats import number_repeats
+from datamodules.sources.rows import GoodRows, to_example, to_problem
 from datamodules.sources.solutions import annotated_solution, clean_number, evaluate, prose_solution
 from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.errors import UserError
@@ -171,26 +173,38 @@ def test_unknown_sources_and_missing_files_name_the_way_out(tmp_path):
         read_problems(str(tmp_path / "latin.jsonl"))
 
 
-def test_the_hub_is_streamed_by_name(monkeypatch):
+def test_the_hub_is_streamed_by_name(fake_hub):
     """The hub's client is replaced by rows in the columns that the three sets have there."""
-    asked = []
-
-    def load_dataset(path, name, *, split, streaming):
-        asked.append((path, name, split, streaming))
-        columns = {"openai/gsm8k": ("question", "answer"), "reasoning-machines/gsm-hard": ("input", "target")}
-        question, answer = columns.get(path, ("question", "final_ans"))
-        return iter([{question: "How many?", answer: 7.0}])
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    for source in ("gsm8k", "gsm_hard", "multiarith"):
-        assert read_problems(source) == [Problem(problem_id_from_question("How many?"), "How many?", 7.0)]
-    assert read_problems("me/mine", split="dev", hub_config="hard", answer_column="final_ans")
+    asked = fake_hub(
+        {
+            ("openai/gsm8k", "test"): [{"question": "How many?", "answer": "7"}],
+            ("reasoning-machines/gsm-hard", "train"): [{"input": "How many?", "target": 7.0}],
+            ("me/mine", "dev"): [{"question": "How many?", "final_ans": "7"}],
+        }
+    )
+    expected = [Problem(problem_id_from_question("How many?"), "How many?", 7.0)]
+    assert read_problems("gsm8k") == read_problems("gsm_hard") == expected
+    assert read_problems("me/mine", split="dev", hub_config="hard", answer_column="final_ans") == expected
     assert asked == [
-        ("openai/gsm8k", "main", "test", True),
-        ("reasoning-machines/gsm-hard", None, "train", True),
-        ("ChilleD/MultiArith", None, "test", True),
-        ("me/mine", "hard", "dev", True),
+        ("openai/gsm8k", "main", "test"),
+        ("reasoning-machines/gsm-hard", None, "train"),
+        ("me/mine", "hard", "dev"),
     ]
+
+
+def multiarith() -> dict[tuple[str, str], list[dict]]:
+    """The hub's MultiArith in its size: 180 and 420 problems, 580 different, in its columns."""
+    rows = [{"question": f"{i % 580} and 1? ", "final_ans": str(i % 580 + 1)} for i in range(600)]
+    return {("ChilleD/MultiArith", "test"): rows[:180], ("ChilleD/MultiArith", "train"): rows[180:]}
+
+
+def test_multiarith_by_name_is_all_of_its_problems(fake_hub):
+    asked = fake_hub(multiarith())
+    problems = list(number_repeats(read_problems("multiarith")))
+    assert len({problem.problem_id for problem in problems}) == 600
+    assert len({problem.question for problem in problems}) == 580
+    assert [split for _, _, split in asked] == ["test", "train"]
+    assert len(read_problems("multiarith", split="train")) == 420
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch):

@@ -13,7 +13,7 @@ from datamodules.sources.solutions import clean_number
 from latent_tts.problems import ReasoningExample
 
 MASKED_COLUMNS = frozenset({"Question", "Numbers", "Equation", "Answer"})
-_MASK = re.compile(r"number(\d+)")
+_MASK = re.compile(r"(?<![A-Za-z])number(\d+)")
 _MAX_DECIMALS = 4
 _ONE_DECIMAL_OF_A_DOLLAR = re.compile(r"\$\d+\.\d(?!\d)")
 _DETOKENIZE = [
@@ -27,17 +27,40 @@ _SENTENCE_START = re.compile(r"(?:^|(?<=[.?!]\s))[a-z]")
 _ABBREVIATIONS = re.compile(r"\b(?:mr|mrs|ms|dr)\. \w")
 
 
+def is_masked(columns: Mapping[str, Any]) -> bool:
+    """Whether a row is a masked problem, known by the columns of its table."""
+    return columns.keys() >= MASKED_COLUMNS
+
+
+def holds_mask(question: str) -> bool:
+    """Whether a number is still masked in a question."""
+    return _MASK.search(question) is not None
+
+
+def masked_question(columns: Mapping[str, Any]) -> str:
+    """The question with its own numbers filled in.
+
+    Raises:
+        ValueError, IndexError: There is no number for a mask.
+    """
+    numbers = _numbers(columns)
+    question = detokenize(_MASK.sub(lambda mask: numbers[int(mask[1])], str(columns["Question"])))
+    return _ONE_DECIMAL_OF_A_DOLLAR.sub(r"\g<0>0", question)
+
+
 def masked_example(columns: Mapping[str, Any]) -> ReasoningExample | None:
     """The problem with its own numbers filled in; None where its equation does not give its answer in plain decimals."""
     try:
-        numbers = [clean_number(number) for number in str(columns["Numbers"]).split()]
-        steps, answer = prefix_steps(str(columns["Equation"]), numbers)
+        question = masked_question(columns)
+        steps, answer = prefix_steps(str(columns["Equation"]), _numbers(columns))
         right = clean_number(str(columns["Answer"])) == answer
-        question = detokenize(_MASK.sub(lambda mask: numbers[int(mask[1])], str(columns["Question"])))
-        question = _ONE_DECIMAL_OF_A_DOLLAR.sub(r"\g<0>0", question)
     except (ValueError, IndexError, ZeroDivisionError):
         return None
     return ReasoningExample(question, steps, answer) if steps and right else None
+
+
+def _numbers(columns: Mapping[str, Any]) -> list[str]:
+    return [clean_number(number) for number in str(columns["Numbers"]).split()]
 
 
 def prefix_steps(equation: str, numbers: list[str]) -> tuple[tuple[str, ...], str]:

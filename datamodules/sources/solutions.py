@@ -26,6 +26,10 @@ _VALUE = re.compile(rf"\s*(-?\s?{_NUMBER}%?)")
 _SAME_AS = {"x": "*", "\u00d7": "*", "\u00f7": "/", "\u2212": "-"}
 _CURRENCY = re.compile("[$\u20ac\u00a3]")
 _UNKNOWN = re.compile(r"\s[-+]\s?[A-Z]\s*(?==)")  # the T of "20 + 46 + T = 66 + T = 90"
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])(?<!\bMr\.)(?<!\bMrs\.)(?<!\bMs\.)(?<!\bDr\.)(?<!\bSt\.)\s+(?=[^\W\d_a-z]|[$\d(])"
+)
+_EQUATION = re.compile(r"\d[^=]*=\s*[$\u20ac\u00a3]?-?\d")
 _HALF = re.compile(r"\bhalf(?=\s*\*)")
 _PLAIN_NUMBER_IN_PARENTHESES = re.compile(r"\((\d+(?:\.\d+)?)\)")
 
@@ -65,6 +69,25 @@ def annotated_solution(answer: str) -> tuple[tuple[str, ...], str] | None:
     if not marker or not steps:
         return None
     return steps, final.strip().replace(",", "")
+
+
+def split_steps(steps: str | list[str]) -> tuple[str, ...]:
+    """The steps of a solution that lists them, one a line, or writes them as prose, one a sentence; blank ones are left out.
+
+    >>> split_steps("Ann has 3+4=7 apples. Then she eats 2, so 7-2=5 are left.")
+    ('Ann has 3+4=7 apples.', 'Then she eats 2, so 7-2=5 are left.')
+
+    Raises:
+        ValueError: It is one sentence with several equations, whose steps can't be told apart.
+    """
+    if isinstance(steps, str):
+        steps = re.findall(r"<<.*?>>", steps) or steps.splitlines()
+    split = [step.strip() for step in steps if step.strip()]
+    if len(split) == 1:
+        split = _SENTENCE_END.split(split[0])
+    if len(split) == 1 and len(_EQUATION.findall(split[0])) > 1 and "<<" not in split[0]:
+        raise ValueError("holds several equations in one sentence: give the steps as a list, or one a line")
+    return tuple(split)
 
 
 def prose_solution(solution: str) -> tuple[tuple[str, ...], str] | None:
