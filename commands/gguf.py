@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from commands.gguf_tokenizer import read_tokenizer
 from commands.guard import main_guard
-from latent_tts.backbones.loading import report_weights
+from latent_tts.backbones.weights import check_finite, report_weights
 from latent_tts.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def read_gguf(file: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     unexpected = [key for key in weights if key not in targets]
     resized = [f"{k} {tuple(w.shape)}" for k, w in weights.items() if k in targets and targets[k].shape != w.shape]
     report_weights(str(file), "a plain llama model", missing, unexpected, resized)
+    check_finite(weights, str(file))
     model = LlamaForCausalLM(config)
     model.load_state_dict(weights)
     model.generation_config = GenerationConfig.from_model_config(config)

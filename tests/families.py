@@ -62,6 +62,9 @@ def tiny_config(family: str, **fields: Any) -> PretrainedConfig:
 def _tiny(cls: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
     names = {field.name for field in dataclasses.fields(cls)}
     values = {name: value for name, value in SIZES.items() if name in names}
+    if "qk_rope_head_dim" in names:  # multi-head latent attention
+        values["num_key_value_heads"] = values["num_attention_heads"]
+        values.pop("head_dim", None)
     return cls(**(values | fields))
 
 

@@ -181,7 +181,8 @@ def test_advantages_by_hand():
 
 
 def test_answers_end_with_their_end_of_text():
-    backbone = SimpleNamespace(eos_token_id=9)
+    backbone = SimpleNamespace(eos_token_ids=(9, 3))
+    assert answer_tokens(torch.tensor([4, 5, 3, 9, 9]), backbone) == [4, 5, 3]  # type: ignore[arg-type]
     assert answer_tokens(torch.tensor([4, 5, 9, 9, 9]), backbone) == [4, 5, 9]  # type: ignore[arg-type]
     assert answer_tokens(torch.tensor([4, 5, 6]), backbone) == [4, 5, 6]  # type: ignore[arg-type]
 

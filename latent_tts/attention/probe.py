@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -31,10 +31,12 @@ from latent_tts.attention.probe_passes import (
 from latent_tts.attention.windows import positions_to_compare
 from latent_tts.errors import UserError
 
+Found = TypeVar("Found")
+
 _SHORTER = 5  # tokens that the second prompt is shorter
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of a state's norm
 
-_found: dict[tuple[Any, ...], bool | str] = {}
+_found: dict[tuple[Any, ...], Any] = {}  # sentences where models were refused
 
 
 def make_exact(model: PreTrainedModel, rows_wait: bool = False) -> None:
@@ -47,7 +49,7 @@ def make_exact(model: PreTrainedModel, rows_wait: bool = False) -> None:
     Raises:
         UserError: Rollouts of it are not exact in either way; says why.
     """
-    shared = _once("rollouts", model, lambda: _way_of_attention(model, rows_wait), rows_wait)
+    shared = once("rolled out", model, lambda: _way_of_attention(model, rows_wait), rows_wait)
     (share_attention if shared else keep_own_attention)(model)
 
 
@@ -57,7 +59,7 @@ def check_training(model: PreTrainedModel) -> None:
     Raises:
         UserError: They do not give what the model's own forward pass gives; says by how much.
     """
-    _once("training", model, lambda: _only_way(model, training_passes, "trained as a backbone"))
+    once("trained", model, lambda: _only_way(model, training_passes, "trained as a backbone"))
 
 
 def check_packed(model: PreTrainedModel) -> None:
@@ -66,28 +68,38 @@ def check_packed(model: PreTrainedModel) -> None:
     Raises:
         UserError: They do not give what the model's own forward pass gives; says by how much.
     """
-    _once("packed", model, lambda: _only_way(model, packed_passes, "trained as a reward model"))
+    once("trained as a reward model", model, lambda: _only_way(model, packed_passes, "trained as a reward model"))
 
 
 # The comparison ---------------------------------------------------------------------------------------------------------------
 
 
-def _once(use: str, model: PreTrainedModel, judge: Callable[[], bool], *more: Any) -> bool:
-    """What was found out about models of this class and configuration, from memory where it was found out before."""
-    way = shares_attention(model) if use != "rollouts" else None
+def once(use: str, model: PreTrainedModel, judge: Callable[[], Found], *more: Any) -> Found:
+    """What was found out about models of this class and configuration, from memory where it was found out before.
+
+    Args:
+        use: What for.
+        judge: Finds it out, in evaluation mode and without gradients; raises `RefusedError` where the model does not serve.
+        more: What else the finding depends on.
+
+    Raises:
+        UserError: The model does not serve.
+    """
+    way = shares_attention(model) if use != "rolled out" else None
     key = (use, type(model), model.config.to_json_string(use_diff=False), model.dtype, model.device.type, way, *more)
     if key not in _found:
         try:
             with _undisturbed(model):
                 _found[key] = judge()
-        except RefusedError as reason:
+        except Exception as error:
+            reason = str(error) if isinstance(error, RefusedError) else f"cannot be {use} ({_first_line(error)})"
             _found[key] = (
                 f"A model of type {model.config.model_type} {reason}; docs/models.md lists families that serve."
             )
     found = _found[key]
     if isinstance(found, str):
         raise UserError(found)
-    return found
+    return cast(Found, found)
 
 
 @contextmanager
@@ -227,9 +239,9 @@ def _token_ids(model: PreTrainedModel, length: int) -> Tensor:
     """Two rows of ordinary tokens, (2, length), of a generator of their own."""
     table: Any = model.get_input_embeddings()
     config = model.config.get_text_config()
-    special = {
-        getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "image", "audio")
-    }
+    names = ("pad", "bos", "eos", "sep", "cls", "image", "audio")
+    named = [getattr(config, f"{name}_token_id", None) for name in names]
+    special = {token for value in named for token in (value if isinstance(value, list | tuple) else [value])}
     size = min(table.weight.shape[0], getattr(config, "vocab_size", None) or table.weight.shape[0])
     drawn = torch.randint(size, (2 * length,), generator=torch.Generator().manual_seed(0)).tolist()
     ordinary = [next((t % size for t in range(token, token + 8) if t % size not in special), token) for token in drawn]

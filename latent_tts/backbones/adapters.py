@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
 from latent_tts.backbones.files import load_causal_lm, read_json, read_safetensors, resolve_folder
 from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.weights import tied_keys
 from latent_tts.errors import UserError
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -184,5 +185,5 @@ def _same(value: Tensor, base: Tensor) -> bool:
 
 def weights_of_base(model: PreTrainedModel) -> dict[str, Tensor]:
     """Weights of a causal LM by key, without those tied to another."""
-    tied = (getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else ()
+    tied = tied_keys(model)
     return {key: value for key, value in model.state_dict().items() if key not in tied}

@@ -18,6 +18,8 @@ from latent_tts.attention.passes import decoder_pass
 from latent_tts.attention.probe import make_exact
 from latent_tts.attention.windows import longest_sequence
 from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.vocabulary import scores_of
+from latent_tts.backbones.weights import tied_keys
 from latent_tts.errors import UserError
 
 START_OF_THOUGHT = "<|start-latent|>"
@@ -61,12 +63,30 @@ class LatentBackbone(Freezable, ABC):
         make_exact(model, rows_wait=self.dynamic)
         self.model = model
         self.tokenizer = tokenizer
+        self.commit: str | None = None  # on the hub, of what it was loaded from
         self.num_latents = num_latents
         self.prompt_form = prompt_form or self.default_prompt_form
         self._vocabulary = Vocabulary()
+        self._scores = scores_of(model)
         self.end_of_thought_id = self.find_end_of_thought()
-        self.eos_token_id: int = self._first_id(tokenizer.eos_token_id, model.config.eos_token_id)
-        self.pad_token_id: int = self._first_id(tokenizer.pad_token_id, model.config.pad_token_id, self.eos_token_id)
+        self.eos_token_ids: tuple[int, ...] = self._stop_tokens()
+        self.pad_token_id: int = self._padding()
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that answers are trained to end with; set, it is the only one that ends a text."""
+        return self.eos_token_ids[0]
+
+    @eos_token_id.setter
+    def eos_token_id(self, token_id: int) -> None:
+        self.eos_token_ids = (token_id,)
+
+    def ends_text(self, tokens: Tensor) -> Tensor:
+        """Which tokens end a text, whatever stop token of the model they are: (...,) to (...,) bool."""
+        ends = tokens == self.eos_token_ids[0]
+        for token_id in self.eos_token_ids[1:]:
+            ends = ends | (tokens == token_id)
+        return ends
 
     def layer_to_keep(self) -> nn.Module | None:
         """The output layer, whose weights may be the input embeddings' too."""
@@ -81,15 +101,13 @@ class LatentBackbone(Freezable, ABC):
     ) -> LatentBackbone:
         """Makes a backbone to train from any causal LM: adds the special tokens it lacks and grows the embeddings.
 
-        New rows start from the mean of the old ones, the usual choice for a token that was never trained.
+        Their rows start from the mean of the tokens' that were there, the usual choice for a token that was never trained, also
+        where the table has spare rows for them already.
         """
-        tokenizer.add_tokens([token for token in cls.special_tokens if token not in tokenizer.get_vocab()])
-        num_rows = embedding_table(model).shape[0]
-        if len(tokenizer) > num_rows:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-            with torch.no_grad():
-                for table in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-                    table[num_rows:] = table[:num_rows].mean(dim=0)
+        known = tokenizer.get_vocab()
+        added = [token for token in cls.special_tokens if token not in known]
+        tokenizer.add_tokens(added)
+        start_rows(model, max(known.values()) + 1, [tokenizer.get_vocab()[token] for token in added])
         return cls(model, tokenizer, num_latents, **kwargs)
 
     @classmethod
@@ -103,9 +121,8 @@ class LatentBackbone(Freezable, ABC):
 
     def published_state_dict(self) -> dict[str, Tensor]:
         """Weights under the keys of the published layout; tensors tied to another are left out."""
-        tied = getattr(self.model, "_tied_weights_keys", None) or ()
-        tie = bool(self.model.config.tie_word_embeddings)
-        state = {key: value for key, value in self.model.state_dict().items() if not (tie and key in tied)}
+        tied = tied_keys(self.model)
+        state = {key: value for key, value in self.model.state_dict().items() if key not in tied}
         for prefix in self.extra_modules(self.model.config):
             state |= {f"{prefix}.{key}": value for key, value in getattr(self, prefix).state_dict().items()}
         return {key: value.detach().contiguous() for key, value in state.items()}
@@ -136,6 +153,8 @@ class LatentBackbone(Freezable, ABC):
         folder.mkdir(parents=True, exist_ok=True)
         config = self.model.config.to_diff_dict() | self.extra_config()
         config |= {"model_type": self.model.config.model_type, "dtype": str(dtype or self.dtype).removeprefix("torch.")}
+        if len(self.eos_token_ids) > 1:  # of wherever they were found
+            config["eos_token_id"] = list(self.eos_token_ids)
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
         self.tokenizer.save_pretrained(folder)
         (folder / METADATA_FILE).write_text(json.dumps(self.metadata(), indent=2) + "\n")
@@ -205,9 +224,8 @@ class LatentBackbone(Freezable, ABC):
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary scores: (..., D) to (..., V)."""
-        scores: Tensor = self.model.get_output_embeddings()(hidden)
-        return scores
+        """Vocabulary scores as the model's own head gives them, scaled and capped: (..., D) to (..., V)."""
+        return self._scores(self.model.get_output_embeddings()(hidden))
 
     def most_likely(self, hidden: Tensor) -> Tensor:
         """Arg-max token of the vocabulary scores: (R, D) to (R,)."""
@@ -232,15 +250,32 @@ class LatentBackbone(Freezable, ABC):
             )
         return int(token_id)
 
-    def _first_id(self, *candidates: Any) -> int:
-        for candidate in candidates:
-            if isinstance(candidate, (list, tuple)) and candidate:
-                candidate = candidate[0]
-            if candidate is not None:
-                return int(candidate)
-        raise UserError(
-            f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token."
-        )
+    def _stop_tokens(self) -> tuple[int, ...]:
+        """Every token that tokenizer, config or generation config say a text ends with, the tokenizer's first."""
+        places = (self.tokenizer, self.model.config.get_text_config(), getattr(self.model, "generation_config", None))
+        named = [getattr(place, "eos_token_id", None) for place in places]
+        ids = [i for value in named for i in (value if isinstance(value, list | tuple) else [value]) if i is not None]
+        if not ids:
+            raise UserError(
+                f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token."
+            )
+        return tuple(dict.fromkeys(map(int, ids)))
+
+    def _padding(self) -> int:
+        named = (self.tokenizer.pad_token_id, getattr(self.model.config.get_text_config(), "pad_token_id", None))
+        return next((int(token_id) for token_id in named if token_id is not None), self.eos_token_id)
+
+
+def start_rows(model: PreTrainedModel, num_tokens: int, added: list[int]) -> None:
+    """Gives tokens that a model never saw a row in both of its tables, with the mean of the rows of the first ``num_tokens``."""
+    num_rows = max([embedding_table(model).shape[0], *(token_id + 1 for token_id in added)])
+    if num_rows > embedding_table(model).shape[0]:
+        model.resize_token_embeddings(num_rows, mean_resizing=False)
+    output: Any = model.get_output_embeddings()
+    tables = {embedding_table(model), output.weight, getattr(output, "bias", None)} - {None}
+    with torch.no_grad():
+        for table in tables:
+            table[added] = table[: min(num_tokens, min(added, default=num_tokens))].mean(dim=0)
 
 
 def embedding_table(model: PreTrainedModel) -> Tensor:

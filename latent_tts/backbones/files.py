@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,26 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from latent_tts.backbones.weights import check_finite, check_tied, check_wrapped, tied_keys
 from latent_tts.errors import UserError
 
 
-def resolve_folder(name_or_folder: str | Path) -> Path:
+def resolve_folder(name_or_folder: str | Path, revision: str | None = None) -> Path:
     """The local folder of a checkpoint, downloading it where the name is a hub id.
 
+    Args:
+        name_or_folder: A folder, or a Hugging Face hub id.
+        revision: Commit, tag or branch of a hub id; ``None`` takes the newest commit.
+
     Raises:
-        UserError: The folder is not a checkpoint, or the hub does not have (or cannot be asked for) the id.
+        UserError: The folder is not a checkpoint or has no revisions, or the hub does not have (or cannot be asked for) the id.
     """
     folder = Path(name_or_folder)
     if folder.is_dir():
+        if revision is not None:
+            raise UserError(
+                f"{folder} is a folder here, which has no revision {revision!r}: drop it, or give a hub id."
+            )
         if not (folder / "config.json").exists():
             raise UserError(
                 f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors."
@@ -33,12 +43,20 @@ def resolve_folder(name_or_folder: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen kinds, offline ones among them
         raise UserError(
-            f"There is no folder {name!r} here, and the hub could not give {name!r} ({type(error).__name__}): "
+            f"There is no folder {name!r} here, and the hub could not give {name!r}"
+            f"{'' if revision is None else f' at revision {revision!r}'} ({type(error).__name__}): "
             "check the name and the network, or download it first and pass the folder."
         ) from error
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a folder was downloaded from the hub at, in hex; None for any other folder."""
+    name = folder.resolve().name
+    return name if folder.resolve().parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", name) else None
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -88,7 +106,7 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     """The causal LM of a folder, in float32.
 
     Raises:
-        UserError: It cannot be read, or weights are missing.
+        UserError: It cannot be read, or weights are missing, not finite, or at odds with the config.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -99,10 +117,24 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
         raise UserError(f"The model to start from, {str(folder)!r}, cannot be loaded: {reason}") from error
     model: PreTrainedModel = loaded[0]
     info = loaded[1]
+    check_wrapped([str(key) for key in info["unexpected_keys"]], str(folder))
+    check_tied(
+        _stored(folder, {key for pair in tied_keys(model).items() for key in pair}), tied_keys(model), str(folder)
+    )
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if lacking:
         raise UserError(f"The weights of {str(folder)!r} are incomplete: {', '.join(lacking)}.")
+    check_finite(model.state_dict(), str(folder))
     return model
+
+
+def _stored(folder: Path, keys: set[str]) -> dict[str, Tensor]:
+    """Some of the tensors of a folder, as far as they are there."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            found |= {key: handle.get_tensor(key) for key in keys.intersection(handle.keys())}
+    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:

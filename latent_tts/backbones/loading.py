@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from latent_tts.backbones.adapters import read_weights
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
@@ -15,13 +15,18 @@ from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.cot import Cot
-from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.files import commit_of, load_tokenizer, read_json, read_safetensors, resolve_folder
 from latent_tts.backbones.kinds import KINDS
+from latent_tts.backbones.weights import check_weights, fill, tied_keys
 from latent_tts.errors import UserError
 
 
 def load_backbone(
-    name_or_folder: str | Path, kind: str | None = None, num_latents: int | None = None, dtype: str = "float32"
+    name_or_folder: str | Path,
+    kind: str | None = None,
+    num_latents: int | None = None,
+    dtype: str = "float32",
+    revision: str | None = None,
 ) -> LatentBackbone:
     """Loads a latent reasoning model in its published layout, or from adapters and their base (`latent_tts.backbones.adapters`).
 
@@ -31,71 +36,43 @@ def load_backbone(
             plain causal LM that does not say what it is for a COCONUT.
         num_latents: Overrides the number of latent thoughts (for CoLaR: the maximum).
         dtype: Type the weights are held in, ``float32`` or ``bfloat16``.
+        revision: Commit, tag or branch of a hub id; ``None`` takes its newest. ``backbone.commit`` says which one it was.
 
     Returns:
         The backbone in evaluation mode, on the CPU.
 
     Raises:
-        UserError: No such folder or hub id, not a checkpoint of this kind, or weights missing, unexpected or resized.
+        UserError: No such folder, hub id or revision; not a checkpoint of this kind; weights missing, unexpected, resized, not
+            finite, or at odds with the config; or a model that would not be rolled out exactly (docs/models.md).
     """
-    folder = resolve_folder(name_or_folder)
+    folder = resolve_folder(name_or_folder, revision)
     metadata = read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
     raw_config = read_json(folder / "config.json")
     weights = read_weights(folder)
     found = metadata.get("kind") or _kind_of(raw_config, weights) or (kind if kind == Cot.kind else Coconut.kind)
     cls = KINDS[_agreed_kind(kind, found, folder)]
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=_torch_dtype(dtype))
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    what = f"a {cls.kind} {model.config.model_type} model"
+    check_weights(weights, model.state_dict() | _shapes_beside(cls, model), tied_keys(model), str(folder), what)
+    fill(model.state_dict(), weights)  # before the model is wrapped, which looks at what it computes
     backbone = cls(
         model,
         load_tokenizer(folder),
         num_latents=metadata.get("num_latents") if num_latents is None else num_latents,
         prompt_form=metadata.get("prompt_form"),
     )
-    load_strictly(backbone, weights, str(folder))
+    fill(backbone.state_dict(), {key: weights[key] for key in _shapes_beside(cls, model)})
+    backbone.commit = commit_of(folder)
     return backbone.eval()
 
 
-def load_strictly(module: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Copies published weights into a backbone and accounts for every key.
-
-    Raises:
-        UserError: Lists all keys that are missing, unexpected, or of another shape.
-    """
-    assert isinstance(module, LatentBackbone)
-    targets = _targets(module)
-    optional = _tied_keys(module)
-    missing = [key for key in targets if key not in weights and key not in optional]
-    unexpected = [key for key in weights if key not in targets]
-    resized = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(targets[key].shape)}"
-        for key in targets
-        if key in weights and weights[key].shape != targets[key].shape
-    ]
-    report_weights(source, f"a {module.kind} {module.model.config.model_type} model", missing, unexpected, resized)
-    with torch.no_grad():
-        for key, value in weights.items():
-            targets[key].copy_(value)
-
-
-def report_weights(source: str, what: str, missing: list[str], unexpected: list[str], resized: list[str]) -> None:
-    """Raises one error that lists every weight that does not fit; returns where all do."""
-    groups = [("missing", missing), ("unexpected", unexpected), ("resized", resized)]
-    parts = [f"{name}: {', '.join(keys)}" for name, keys in groups if keys]
-    if parts:
-        raise UserError(f"The weights of {source} are not those of {what}; {'; '.join(parts)}.")
-
-
-def _targets(backbone: LatentBackbone) -> dict[str, Tensor]:
-    state = dict(backbone.model.state_dict())
-    for prefix in backbone.extra_modules(backbone.model.config):
-        state |= {f"{prefix}.{key}": value for key, value in getattr(backbone, prefix).state_dict().items()}
-    return state
-
-
-def _tied_keys(backbone: LatentBackbone) -> set[str]:
-    if not backbone.model.config.tie_word_embeddings:
-        return set()
-    return set(getattr(backbone.model, "_tied_weights_keys", None) or ())
+def _shapes_beside(cls: type[LatentBackbone], model: PreTrainedModel) -> dict[str, Tensor]:
+    """Weights without content, by key, of the modules that a kind keeps beside its causal LM."""
+    with torch.device("meta"):
+        modules = cls.extra_modules(model.config)
+    return {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
 
 
 def published_kind(folder: Path) -> str | None:

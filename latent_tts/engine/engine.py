@@ -26,7 +26,7 @@ from latent_tts.attention.padding import pad_right
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.engine.compaction import Batch, Results
 from latent_tts.engine.prompts import Prompt, make_prompts
-from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers, stop_ids
+from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.sampling import AnswerSampler, Deterministic, PromptSharing, Sampler
@@ -251,7 +251,6 @@ class RolloutEngine:
         backbone, limit = self.backbone, self.max_answer_tokens
         ids = torch.full((state.num_rows, limit), backbone.pad_token_id, device=backbone.device)
         num_tokens, finite = torch.zeros_like(state.num_latents), state.finite.clone()
-        stops = torch.tensor(stop_ids(backbone), device=backbone.device)
         batch = Batch(self._end_thought(state))
         for position in range(limit):
             hidden = batch.state.hidden
@@ -260,7 +259,7 @@ class RolloutEngine:
             ids[batch.rows, position] = tokens.masked_fill(~batch.wanted, backbone.pad_token_id)
             num_tokens[batch.rows] += batch.wanted
             finite[batch.rows] &= hidden.isfinite().all(dim=-1) | ~batch.wanted
-            batch.wanted = batch.wanted & ~torch.isin(tokens, stops) & finite[batch.rows]
+            batch.wanted = batch.wanted & ~backbone.ends_text(tokens) & finite[batch.rows]
             share = batch.share_of(batch.wanted)
             if share == 0 or position == limit - 1:
                 break

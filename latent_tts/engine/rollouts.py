@@ -133,16 +133,11 @@ def read_answers(backbone: LatentBackbone, ids: Tensor, num_tokens: Tensor, fini
     """Texts and answers of token ids; each distinct row is decoded and parsed once, since rollouts often agree."""
     distinct, where = torch.unique(ids, dim=0, return_inverse=True)
     texts = backbone.tokenizer.batch_decode(
-        _without_stop(distinct.tolist(), stop_ids(backbone)), skip_special_tokens=True
+        _without_stop(distinct.tolist(), backbone.eos_token_ids), skip_special_tokens=True
     )
     read: list[tuple[str, float | None]] = [(text, parse_answer(text)) for text in texts]
     rows = [read[i] if ok else ("", None) for i, ok in zip(where.tolist(), finite.tolist(), strict=True)]
     return Answers(ids, [text for text, _ in rows], [answer for _, answer in rows], num_tokens, finite)
-
-
-def stop_ids(backbone: LatentBackbone) -> tuple[int, ...]:
-    """Tokens that end an answer."""
-    return (backbone.eos_token_id,)
 
 
 def _without_stop(rows: list[list[int]], stops: tuple[int, ...]) -> list[list[int]]:

@@ -14,7 +14,8 @@ from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.dropout import set_dropout
 from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
 from latent_tts.backbones.kinds import KINDS
-from latent_tts.backbones.loading import _torch_dtype, report_weights
+from latent_tts.backbones.loading import _torch_dtype
+from latent_tts.backbones.weights import check_weights, fill
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, HeadName
 from latent_tts.reward.model import LatentRewardModel
@@ -24,6 +25,7 @@ def load_reward_model(
     name_or_folder: str | Path,
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     dtype: str = "float32",
+    revision: str | None = None,
 ) -> LatentRewardModel:
     """Loads a reward model in the published layout, or in ours, which adds ``latent_tts.json`` and the tokenizer.
 
@@ -32,14 +34,16 @@ def load_reward_model(
         tokenizer: Where the tokenizer is, if the checkpoint has none of its own: the backbone's folder or hub id, or the
             tokenizer itself.
         dtype: Type the weights are held in, ``float32`` or ``bfloat16``.
+        revision: Commit, tag or branch of a hub id; ``None`` takes its newest.
 
     Returns:
         The model in evaluation mode, on the CPU.
 
     Raises:
-        UserError: Not a checkpoint of a reward model, no tokenizer, or weights missing, unexpected or resized.
+        UserError: Not a checkpoint of a reward model, no tokenizer; weights missing, unexpected, resized or not finite; or
+            a model that would not score exactly (docs/models.md).
     """
-    folder = resolve_folder(name_or_folder)
+    folder = resolve_folder(name_or_folder, revision)
     config, metadata = AutoConfig.from_pretrained(folder), _metadata(folder)
     weights = read_safetensors(folder)
     has_projector = any(key.startswith("projector.") for key in weights)
@@ -113,16 +117,6 @@ def _tokenizer(folder: Path, given: str | Path | PreTrainedTokenizerBase | None)
 
 
 def _load_strictly(model: LatentRewardModel, weights: dict[str, torch.Tensor], source: str) -> None:
-    targets = model.published_state_dict()
-    resized = [
-        f"{key} {tuple(weights[key].shape)} instead of {tuple(targets[key].shape)}"
-        for key in targets
-        if key in weights and weights[key].shape != targets[key].shape
-    ]
     what = f"a {model.transformer.config.model_type} reward model with a {model.head_name} head"
-    report_weights(
-        source, what, [k for k in targets if k not in weights], [k for k in weights if k not in targets], resized
-    )
-    with torch.no_grad():
-        for key, value in weights.items():
-            targets[key].copy_(value)
+    check_weights(weights, model.published_state_dict(), {}, source, what)
+    fill(model.published_state_dict(), weights)

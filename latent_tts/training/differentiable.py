@@ -133,8 +133,8 @@ def greedy_texts(
         hidden = thought.feed(backbone.embed(token).unsqueeze(1), going.unsqueeze(1))
         token = backbone.logits(hidden[:, 0]).argmax(dim=-1)
         token = torch.where(going, token, backbone.pad_token_id)
-        going = going & (token != backbone.eos_token_id)
+        going = going & ~backbone.ends_text(token)
         written.append(token)
     rows = torch.stack(written, dim=1).tolist()
-    ends = [row.index(backbone.eos_token_id) if backbone.eos_token_id in row else len(row) for row in rows]
+    ends = [next((i for i, token in enumerate(row) if token in backbone.eos_token_ids), len(row)) for row in rows]
     return backbone.tokenizer.batch_decode([row[:end] for row, end in zip(rows, ends, strict=True)])

@@ -91,7 +91,8 @@ def experience_of(
 def answer_tokens(ids: Tensor, backbone: Colar) -> list[int]:
     """The tokens of an answer up to and with its end of text, without padding."""
     tokens = ids.tolist()
-    return tokens[: tokens.index(backbone.eos_token_id) + 1] if backbone.eos_token_id in tokens else tokens
+    end = next((place for place, token in enumerate(tokens) if token in backbone.eos_token_ids), len(tokens))
+    return tokens[: end + 1]
 
 
 def action_log_probs(backbone: Colar, sampler: Sampler, experience: Experience) -> LogProbs:
