@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from latent_tts.evaluation.strategies import Part, make_aggregations, make_searc
 from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from latent_tts.sampling import Sampler
+from latent_tts.sampling import AnswerSampler, Sampler
 
 
 class ParallelTTSModule(LightningModule):
@@ -51,6 +52,8 @@ class ParallelTTSModule(LightningModule):
             are reported beside those of the latent model.
         max_written_tokens: Its steps and answer are cut off after this many tokens.
         answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
+        answer_sampler: How the answer tokens of rollouts and searches are drawn (temperature, top_p); by default they are the
+            most probable ones. The greedy answer always is.
 
     Raises:
         UserError: Any of these does not exist, does not fit the others, or is out of its range.
@@ -72,6 +75,7 @@ class ParallelTTSModule(LightningModule):
         written: str | LatentBackbone | None = None,
         max_written_tokens: int = 256,
         answer_rule: AnswerRule = "tolerance",
+        answer_sampler: AnswerSampler | None = None,
     ) -> None:
         super().__init__()
         scored = reward_model is not None
@@ -83,7 +87,7 @@ class ParallelTTSModule(LightningModule):
         )
         self.written = load_backbone(written, "cot", dtype=dtype).freeze() if isinstance(written, str) else written
         self.evaluator = Evaluator(
-            RolloutEngine(self.backbone, sampler, max_answer_tokens),
+            RolloutEngine(self.backbone, sampler, max_answer_tokens, answer_sampler),
             self.reward_model,
             parts,
             searches,
@@ -114,9 +118,14 @@ class ParallelTTSModule(LightningModule):
                     "answer_rule": evaluator.answer_rule,
                     "reward_model": {"fingerprint": self._fingerprints[1]},
                 }
+                | self._answer_settings()
                 | self._written_settings()
             }
         )
+
+    def _answer_settings(self) -> Settings:
+        sampler = self.evaluator.engine.answer_sampler
+        return {} if sampler is None else {"answer_sampler": asdict(sampler)}
 
     def _written_settings(self) -> Settings:
         engine = self.evaluator.written_engine

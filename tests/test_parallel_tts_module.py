@@ -14,7 +14,7 @@ from latent_tts.evaluation.records import Record
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
-from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
+from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic, MonteCarloDropout
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 
@@ -60,6 +60,18 @@ def test_a_record_holds_what_the_engine_drew(backbone, problems):
     steps = record["token_steps"]
     assert (steps["rollouts"], steps["greedy"]) == (int(drawn.token_steps[0]), int(greedy.token_steps[0]))
     assert set(record["chosen"]) == {"majority_voting"} and record["search"] == {}
+
+
+def test_rollouts_answer_as_drawn_and_the_greedy_answer_stays(backbone, problems):
+    """Settings name an answer sampler where there is one, so that records of another are not taken for its own."""
+    plain, drawing = make_module(backbone), make_module(backbone, answer_sampler=AnswerSampler(0.7, 0.9))
+    record, other = drawing.predict_step(problems[:1])[0], plain.predict_step(problems[:1])[0]
+    engine = RolloutEngine(backbone, AdditiveGaussianNoise(0.4), 6, AnswerSampler(0.7, 0.9))
+    drawn = engine.rollout([problems[0].question], 4, 5, [problems[0].problem_id])
+    assert [rollout.text for rollout in record.rollouts] == drawn.texts[0]
+    assert record.greedy == other.greedy and record.rollouts != other.rollouts
+    named = {name: value for name, value in drawing.settings().items() if name not in plain.settings()}
+    assert named == {"model.answer_sampler.temperature": 0.7, "model.answer_sampler.top_p": 0.9}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
