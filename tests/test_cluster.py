@@ -32,7 +32,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 def options(tiny_checkpoint, problem_file) -> list[str]:
     return [
         f"--model.backbone={tiny_checkpoint}", f"--data.source={problem_file}", "--data.limit=3", "--data.batch_size=2",
-        "--model.num_rollouts=2", "--model.max_answer_tokens=4", "--model.num_bootstrap=50", "--trainer.accelerator=cpu",
+        "--model.num_rollouts=2", "--model.max_answer_tokens=4", "--trainer.accelerator=cpu",
     ]  # fmt: skip
 
 

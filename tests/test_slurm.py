@@ -88,7 +88,7 @@ def test_the_evaluation_of_two_nodes_gives_the_metrics_of_one_process(tiny_check
     """Two nodes of one task each, whose processes run on this machine."""
     options = [
         f"--model.backbone={tiny_checkpoint}", f"--data.source={problem_file}", "--data.limit=5", "--data.batch_size=2",
-        "--model.num_rollouts=2", "--model.max_answer_tokens=4", "--model.num_bootstrap=50", "--trainer.accelerator=cpu",
+        "--model.num_rollouts=2", "--model.max_answer_tokens=4", "--trainer.accelerator=cpu",
     ]  # fmt: skip
     assert main_guard(lambda: EvaluationCLI([*options, f"--output={tmp_path / 'one'}"]).run()) == 0
     fake(tmp_path, "srun", SRUN)
