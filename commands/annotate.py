@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +72,9 @@ class AnnotationCLI(CommandLine):
         self.refuse_half_weights(self.config.trainer.precision)
         data = self.data_description()
         self.output = Path(self.config.output or self._default_output(data))
-        callbacks: list[Any] = [WriteAnnotations(self.output, data, self.config.shard_size)]
+        config = self.parser.dump(self.config, skip_none=False)
+        self.writer = WriteAnnotations(self.output, data, self.config.shard_size, config)
+        callbacks: list[Any] = [self.writer]
         if self.config.trainer.enable_progress_bar is not False:
             callbacks.append(ProblemProgress())
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
@@ -91,8 +91,7 @@ class AnnotationCLI(CommandLine):
 
     def _default_output(self, data: str) -> Path:
         """runs/annotations/BACKBONE-DATA-DIGEST: the same for the same settings, another for others."""
-        settings = asdict(self.model.annotation_settings(data, str(self.config.trainer.precision)))
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        digest = self.model.annotation_settings(data, str(self.config.trainer.precision)).digest()[:8]
         names = (Path(self.config.model.backbone).name, Path(self.config.data.source).stem)
         return Path("runs") / "annotations" / "-".join([*names, digest])
 
@@ -100,4 +99,6 @@ class AnnotationCLI(CommandLine):
     def _report(self) -> None:
         store = AnnotationStore(self.output)
         right, wrong = sum(store.all_right), sum(store.all_wrong)
+        new = len(store) - self.writer.num_at_start
         print(f"{len(store)} annotated problems in {self.output}, of which {right} all right and {wrong} all wrong.")
+        print(f"{new} of them are new." if new else "It was finished: nothing was left to do.")

@@ -154,6 +154,32 @@ def test_a_corrected_data_file_is_refused_and_the_folder_stays_as_it_is(
     AnnotationCLI(arguments).run()
 
 
+def test_the_folder_says_what_it_is_and_runs_again_by_its_own_configuration(arguments, tmp_path, capsys):
+    """Another part of the data, then all of it, then nothing left: seconds add up, and a finished folder stays as it is."""
+    folder = tmp_path / "annotations"
+    AnnotationCLI([*arguments, "--data.limit=6"]).run()
+    first = json.loads((folder / "run.json").read_text())
+    assert first["finished"] and first["num_problems"] == 6
+    assert {"command", "versions", "git_commit", "device", "precision", "started", "seconds"} <= first.keys()
+    AnnotationCLI(arguments).run()
+    assert "13 annotated problems in" in (said := capsys.readouterr().out) and "7 of them are new" in said
+    second = json.loads((folder / "run.json").read_text())
+    assert (second["num_problems"], second["started"]) == (13, first["started"]) and second["seconds"] > first[
+        "seconds"
+    ]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    AnnotationCLI([f"--config={folder / 'config.yaml'}"]).run()
+    assert "It was finished: nothing was left to do." in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_run_that_is_killed_leaves_a_folder_that_says_so(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(RolloutAnnotationModule, "predict_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        AnnotationCLI(arguments).run()
+    assert json.loads((tmp_path / "annotations" / "run.json").read_text())["finished"] is None
+
+
 def test_an_interrupted_run_keeps_all_it_has_computed(arguments, tmp_path, monkeypatch):
     calls = iter(range(100))
     original = RolloutAnnotationModule.predict_step
@@ -176,7 +202,7 @@ def test_an_interrupted_run_keeps_all_it_has_computed(arguments, tmp_path, monke
         ("--model.num_continuations=4", "num_continuations=3, this run asks for num_continuations=4"),
         ("--model.sampler.init_args.sigma=0.4", "sigma"),
         ("--model.num_latents=3", "num_latents=2"),
-        ("--data.skip_bad_rows=true", "data="),
+        ("--data.skip_bad_rows=true", "data.skip_bad_rows=False, this run asks for data.skip_bad_rows=True"),
         ("--model.continue_uniform=false", "continue_uniform"),
     ],
 )

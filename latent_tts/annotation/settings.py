@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -114,8 +115,14 @@ def read_settings(folder: Path) -> AnnotationSettings:
 
 
 def _flat(stored: dict[str, Any]) -> dict[str, object]:
-    """One level of names: those of the options stand beside the others."""
-    return {**{name: value for name, value in stored.items() if name != "extra"}, **stored["extra"]}
+    """One level of names: those of the options stand beside the others, those of the data behind `data.`."""
+    flat = {**{name: value for name, value in stored.items() if name != "extra"}, **stored["extra"]}
+    with suppress(ValueError, RecursionError):
+        data = json.loads(stored["data"])
+        if isinstance(data, dict):
+            flat |= {f"data.{name}": value for name, value in data.items()}
+            del flat["data"]
+    return flat
 
 
 def _object(name: str, value: Any) -> Mapping[str, Any]:
