@@ -1,6 +1,7 @@
 """Evaluates parallel test-time scaling of a latent reasoning model: `python evaluate.py --help`.
 
-`python evaluate.py annotate` makes the data that a latent reward model is trained on.
+`python evaluate.py annotate` makes the data that a latent reward model is trained on; `python evaluate.py report RUN` makes the
+report of a run from its records.
 """
 
 import sys
@@ -13,6 +14,11 @@ def main() -> None:
         from commands.annotate import AnnotationCLI
 
         AnnotationCLI(sys.argv[2:]).run()
+        return
+    if sys.argv[1:2] == ["report"]:
+        from commands.report import main as report
+
+        report(sys.argv[2:])
         return
     from commands.evaluate import EvaluationCLI
 

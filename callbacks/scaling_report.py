@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from callbacks.protocols import evaluation_module
 from latent_tts.errors import UserError
 from latent_tts.evaluation import report
 from latent_tts.evaluation.records import rounded
-from latent_tts.evaluation.run_folder import write_whole
+from latent_tts.evaluation.remake import earlier_speed
 
 
 class ScalingReport(Callback):
@@ -45,58 +44,7 @@ class ScalingReport(Callback):
             raise UserError("There was no problem to evaluate: check --data.source and --data.limit.")
         data = self.data | {"fingerprint": metrics.pop("problems_fingerprint")}
         metrics = {"evaluated": module.evaluated() | {"data": data}} | metrics
-        metrics |= {"throughput": {"rollouts_per_second": rounded(float(speed), 4) or self._earlier_speed()}}
-        self._write(metrics)
+        metrics |= {"throughput": {"rollouts_per_second": rounded(float(speed), 4) or earlier_speed(self.output)}}
+        report.write_report(metrics, self.output)
         if self.console:
-            print_tables(metrics, self.output)
-
-    def _earlier_speed(self) -> float | None:
-        """The throughput that metrics.json holds: a run that finds everything done measures none."""
-        path = self.output / "metrics.json"
-        return json.loads(path.read_text())["throughput"]["rollouts_per_second"] if path.exists() else None
-
-    def _write(self, metrics: dict[str, Any]) -> None:
-        write_whole(self.output / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        figures = report.figures(metrics)
-        paths = report.save_figures(figures, self.output / "figures")
-        write_whole(self.output / "report.md", report.markdown(metrics, paths))
-        write_tensorboard(metrics, figures, self.output / "tensorboard")
-
-
-def write_tensorboard(metrics: Mapping[str, Any], figures: Mapping[str, Any], folder: Path) -> None:
-    """Curves over k as scalars with k as the step, search results with their token steps as the step, and the figures."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    for earlier in folder.glob("events.out.tfevents.*"):
-        earlier.unlink()  # they would be drawn beside these
-    with SummaryWriter(str(folder)) as writer:
-        for curve, cells in report.curves(metrics).items():
-            tag = curve.method if curve.kind == "coverage" else f"accuracy/{curve.method}"
-            for k, cell in cells.items():
-                writer.add_scalar(tag, cell.value, k)
-                for bound, value in (("low", cell.low), ("high", cell.high)):
-                    if value is not None:
-                        writer.add_scalar(f"interval_{bound}/{curve.method}", value, k)
-        for result in report.results(metrics):
-            tag = f"full_budget/{result.strategy.key.replace('@', '_')}"
-            writer.add_scalar(tag, result.accuracy.value, int(result.token_steps))
-        for step, value in enumerate(metrics["diversity"]["per_step"], start=1):
-            if value is not None:
-                writer.add_scalar("diversity", value, step)
-        writer.add_scalar("invalid_answer_rate", metrics["invalid_answer_rate"], metrics["num_rollouts"])
-        for name, figure in figures.items():
-            writer.add_figure(name, figure, close=False)
-
-
-def print_tables(metrics: Mapping[str, Any], output: Path) -> None:
-    """The tables, the facts below them, and where the files are."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for table in report.console_tables(metrics):
-        console.print()
-        console.print(table)
-    console.print()
-    for line in report.facts(metrics):
-        console.print(line)
-    console.print(f"files: {output}/ (report.md, metrics.json, predictions/, tensorboard/)", soft_wrap=True)
+            report.print_tables(metrics, self.output)

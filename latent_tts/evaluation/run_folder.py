@@ -30,7 +30,7 @@ Settings = dict[str, Any]
 """Flat: `model.num_rollouts` -> 16. Two runs may share a folder only when all of it agrees."""
 
 _GROWING = ("data.limit", "data.size")  # settings that may grow from one run in a folder to the next
-RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"
+RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.json"
 
 
 # Settings -----------------------------------------------------------------------------------------------------------

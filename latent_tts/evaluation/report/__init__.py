@@ -1,7 +1,8 @@
 """From the numbers of metrics.json to what people read: tables for the console and report.md, and the figures."""
 
-from latent_tts.evaluation.report.console import console_tables
+from latent_tts.evaluation.report.console import console_tables, print_tables
 from latent_tts.evaluation.report.figures import figures, save_figures
+from latent_tts.evaluation.report.files import write_report, write_tensorboard
 from latent_tts.evaluation.report.markdown import markdown
 from latent_tts.evaluation.report.tables import DASH, Cell, StrategyResult, curves, facts, results
 
@@ -14,6 +15,9 @@ __all__ = [
     "facts",
     "figures",
     "markdown",
+    "print_tables",
     "results",
     "save_figures",
+    "write_report",
+    "write_tensorboard",
 ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_tts.evaluation.report.tables import Metrics, curve_rows, result_rows
+from latent_tts.evaluation.report.tables import Metrics, curve_rows, facts, result_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,6 +19,21 @@ def console_tables(metrics: Metrics) -> list[Table]:
         _table("Accuracy in % after k rollouts, 95 % intervals below", *over_k, padding=roomy),
         _table("Every strategy at its full budget", *result_rows(metrics, "\n"), padding=0),
     ]
+
+
+def print_tables(metrics: Metrics, output: Path | None) -> None:
+    """The tables, the facts below them, and where the files are, if anywhere."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for table in console_tables(metrics):
+        console.print()
+        console.print(table)
+    console.print()
+    for line in facts(metrics):
+        console.print(line)
+    if output is not None:
+        console.print(f"files: {output}/ (report.md, metrics.json, predictions/, tensorboard/)", soft_wrap=True)
 
 
 def _table(title: str, header: list[str], rows: list[list[str]], padding: int) -> Table:

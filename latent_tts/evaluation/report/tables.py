@@ -131,6 +131,8 @@ def description(metrics: Metrics) -> dict[str, str]:
         "data": f"{source}, problems of seed {data.get('seed')}" if source == "gsm-symbolic" else str(source),
         "seed": str(evaluated["seed"]),
     }
+    if drawn := evaluated.get("answer_sampler"):
+        lines["answers"] = ", ".join(["drawn", *(f"{key} {value:g}" for key, value in drawn.items())])
     others = {"reward model": evaluated["reward_model"], "written reasoning": evaluated["written"]}
     return lines | {label: other["name"] or "given in Python" for label, other in others.items() if other is not None}
 
