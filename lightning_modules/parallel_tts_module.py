@@ -124,8 +124,8 @@ class ParallelTTSModule(LightningModule):
         )
 
     def _answer_settings(self) -> Settings:
-        sampler = self.evaluator.engine.answer_sampler
-        return {} if sampler is None else {"answer_sampler": asdict(sampler)}
+        drawn = self._answer_sampler()
+        return {} if drawn is None else {"answer_sampler": drawn}
 
     def _written_settings(self) -> Settings:
         engine = self.evaluator.written_engine
@@ -144,8 +144,14 @@ class ParallelTTSModule(LightningModule):
             "reward_model": None if self.reward_model is None else reward_model,
             "written": None if self.written is None else written,
             "sampler": self.evaluator.engine.sampler.settings(),
+            "answer_sampler": self._answer_sampler(),
             "seed": self.evaluator.seed,
+            "answer_rule": self.evaluator.answer_rule,
         }
+
+    def _answer_sampler(self) -> dict[str, float] | None:
+        sampler = self.evaluator.engine.answer_sampler
+        return None if sampler is None else asdict(sampler)
 
     @cached_property
     def _fingerprints(self) -> tuple[str, str | None, str | None]:

@@ -115,6 +115,14 @@ def test_run_json_and_metrics_json_say_what_was_evaluated_and_how(finished, tiny
     assert run["settings"]["model.seed"] == 0
 
 
+def test_the_report_of_a_run_follows_from_its_records_alone(finished):
+    before = (finished / "metrics.json").read_bytes(), (finished / "report.md").read_bytes()
+    (finished / "report.md").unlink()
+    done = run_script("report", str(finished))
+    assert done.returncode == 0, done.stderr
+    assert ((finished / "metrics.json").read_bytes(), (finished / "report.md").read_bytes()) == before
+
+
 def test_a_line_of_the_predictions_has_the_documented_fields(finished):
     lines = (finished / "predictions" / "rank-00000.jsonl").read_text().splitlines()
     assert len(lines) == 4
@@ -233,6 +241,12 @@ def test_every_option_in_the_help_has_a_sentence(capsys):
     for option, rest in entries:
         words = re.sub(r"\((?:required, )?type:.*", "", " ".join(rest.split()))
         assert re.search(r"[a-z]{2,} [a-z]", words), f"{option} has no sentence: {words}"
+
+
+def test_drawn_answers_are_an_option_of_the_command(small, tmp_path):
+    options = ["--model.sampler=Deterministic", "--model.answer_sampler.top_p=0.9", f"--output={tmp_path}"]
+    made = EvaluationCLI([*small, *options]).model.evaluator
+    assert (made.engine.answer_sampler.temperature, made.engine.answer_sampler.top_p) == (1.0, 0.9)
 
 
 BAD_INPUT = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
@@ -72,6 +75,7 @@ def test_rollouts_answer_as_drawn_and_the_greedy_answer_stays(backbone, problems
     assert record.greedy == other.greedy and record.rollouts != other.rollouts
     named = {name: value for name, value in drawing.settings().items() if name not in plain.settings()}
     assert named == {"model.answer_sampler.temperature": 0.7, "model.answer_sampler.top_p": 0.9}
+    assert drawing.evaluated()["answer_sampler"] == {"temperature": 0.7, "top_p": 0.9}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -224,3 +228,32 @@ def test_a_reward_model_of_another_size_is_refused(tiny_backbone, tmp_path: Path
     LatentRewardModel.from_backbone(wide).save_pretrained(tmp_path / "rm")
     with pytest.raises(UserError, match="scores latents of size 48, but the backbone's have 32"):
         make_module(backbone, reward_model=str(tmp_path / "rm"))
+
+
+class PoisonedNoise(AdditiveGaussianNoise):
+    """Noise that is NaN in the second thought of the rollouts whose stream starts with a small number."""
+
+    def perturb(self, latents: Tensor, keys: Tensor, step: Tensor) -> Tensor:
+        poisoned = (step == 2) & (keys < 0)
+        return super().perturb(latents, keys, step).masked_fill(poisoned.unsqueeze(-1), torch.nan)
+
+
+def test_a_number_that_is_lost_ends_its_rollout_and_the_problem_goes_on(backbone, problems, reward_folder):
+    """What is left of a problem is what a run without the poison has; searches leave lost rows out."""
+    options = {"num_rollouts": 8, "reward_model": reward_folder, "search": ["beam_search", "particle_filtering"]}
+    module = make_module(backbone, PoisonedNoise(0.4), **options)
+    records = module.predict_step(problems)
+    whole = make_module(backbone, **options).predict_step(problems)
+    lost = 0
+    for record, other in zip(records, whole, strict=True):
+        for rollout, sound in zip(record.rollouts, other.rollouts, strict=True):
+            lost += not rollout.finite
+            if rollout.finite:
+                assert (rollout.text, rollout.num_latents) == (sound.text, sound.num_latents)
+                assert rollout.step_scores == pytest.approx(sound.step_scores, rel=1e-4)
+            else:
+                assert rollout.answer is None and not rollout.correct and rollout.step_scores == ()
+        assert all(value is None or math.isfinite(value) for value in record.diversity)
+        module.metrics.update(Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))))
+    assert 0 < lost < 8 * len(problems)
+    assert module.metrics.compute()["nonfinite_rollouts"] == lost

@@ -196,7 +196,9 @@ class Evaluator:
 
     def _record(self, problem: Problem, i: int, drawn: _Drawn) -> Record:
         greedy, written = drawn.greedy, drawn.written
-        per_step = step_diversity(drawn.rollouts.latents[i], drawn.rollouts.num_latents[i]).tolist()
+        finite = drawn.rollouts.finite[i]  # (N,)
+        latents, num_latents = drawn.rollouts.latents[i][finite], drawn.rollouts.num_latents[i][finite]
+        per_step = step_diversity(latents, num_latents).tolist()
         return Record(
             problem_id=problem.problem_id,
             question=problem.question,
@@ -222,12 +224,16 @@ class Evaluator:
     def _rollout_records(self, problem: Problem, i: int, drawn: _Drawn) -> tuple[RolloutRecord, ...]:
         rollouts, num_latents = drawn.rollouts, drawn.rollouts.num_latents[i].tolist()
         scores = [None] * self.num_rollouts if drawn.scores is None else drawn.scores[i].tolist()
-        parts = zip(rollouts.texts[i], rollouts.answers[i], num_latents, scores, strict=True)
+        finite = rollouts.finite[i].tolist()
+        parts = zip(rollouts.texts[i], rollouts.answers[i], num_latents, scores, finite, strict=True)
         return tuple(
             RolloutRecord(
-                *self._judged(problem, text, answer), length, None if steps is None else tuple(rounded(steps[:length]))
+                *self._judged(problem, text, answer),
+                num_latents=length,
+                step_scores=None if steps is None else tuple(rounded(steps[: length * whole])),
+                finite=whole,
             )
-            for text, answer, length, steps in parts
+            for text, answer, length, steps, whole in parts
         )
 
     def _token_steps(self, i: int, drawn: _Drawn) -> TokenSteps:

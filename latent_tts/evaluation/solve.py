@@ -61,7 +61,8 @@ def _required(reward_model: LatentRewardModel | None, name: str) -> LatentReward
 def _aggregate(part: Aggregation, rollouts: Rollouts, reward_model: LatentRewardModel | None) -> list[float | None]:
     if reward_model is None:
         return [part.choose(answers, None, None).answer for answers in rollouts.answers]
-    scores = reward_model.score(rollouts.questions, rollouts.latents, rollouts.num_latents)
+    scores = reward_model.score(rollouts)
     mask = torch.arange(scores.shape[2], device=scores.device) < rollouts.num_latents.to(scores.device).unsqueeze(-1)
+    mask &= rollouts.finite.to(scores.device).unsqueeze(-1)
     rows = zip(rollouts.answers, scores, mask, strict=True)
     return [part.choose(answers, own, real).answer for answers, own, real in rows]

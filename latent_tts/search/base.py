@@ -209,6 +209,7 @@ class ScoredThoughts:
         state = self.state
         if self.distinct:
             self._discount_duplicates(num_siblings)
+        self.counted = self.counted & state.finite  # a row in which a NaN or an infinity came up is out of the search
         self._rewards, scores = self.scorer.step(self._rewards, state.latents[:, -1], ~state.finished)
         scores = scores.to(self.device, torch.float64)
         if not bool(torch.isfinite(scores).all()):

@@ -123,7 +123,8 @@ class ParticleFiltering(Named):
         step = rows.scores[:, -1]
         if self.scores == "potential" and rows.scores.shape[1] > 1:
             step = step - rows.scores[:, -2]
-        return rows.grouped(step.masked_fill(rows.state.finished, 0.0)) / self.temperature
+        step = step.masked_fill(rows.state.finished, 0.0) / self.temperature
+        return _without_lost(rows.grouped(step), rows.grouped(rows.state.finite))
 
     def _resample(self, rows: ScoredThoughts, log_weights: Tensor) -> Tensor:
         """Resamples the problems whose effective sample size is too small; their weights become 1."""
@@ -189,6 +190,12 @@ def systematic_resampling(weights: Tensor, draws: Tensor) -> Tensor:
     cumulated = weights.double().cumsum(dim=1)
     places = (draws.unsqueeze(1) + torch.arange(count, device=weights.device)) / count * cumulated[:, -1:]
     return torch.searchsorted(cumulated, places, right=True).clamp_(max=count - 1)
+
+
+def _without_lost(log_weights: Tensor, finite: Tensor) -> Tensor:
+    """No weight for particles in which a NaN or an infinity came up, unless all of a problem's are lost: (P, N) each."""
+    lost = ~finite & finite.any(dim=1, keepdim=True)
+    return log_weights.masked_fill(lost, -torch.inf)
 
 
 def _heaviest(weights: np.ndarray) -> int:
