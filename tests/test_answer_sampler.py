@@ -12,6 +12,7 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic
 from latent_tts.seeding import fold_in, problem_keys
+from tests.naive import naive_rollout
 
 LOGITS = [2.0, -1.0, 0.5, 2.0, 1.0, -3.0]
 
@@ -113,6 +114,16 @@ def test_first_tokens_of_4_000_rollouts_are_as_frequent_as_a_plain_forward_pass_
     wanted = torch.cat([expected[often], expected[~often].sum().view(1)]).double() * 4000
     some = wanted > 0
     assert stats.chisquare(observed[some].numpy(), wanted[some].numpy(), sum_check=False).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_drawn_answers_equal_recomputing_everything_for_every_token(kind, tiny_backbone, questions):
+    backbone, noise, drawing = tiny_backbone(kind, "gpt2"), AdditiveGaussianNoise(0.2), AnswerSampler(0.8, 0.9)
+    rollouts = RolloutEngine(backbone, noise, 4, drawing).rollout(questions[:2], 2, seed=7)
+    for b, question in enumerate(questions[:2]):
+        for n in range(2):
+            ids = naive_rollout(backbone, noise, question, n, 7, 4, drawing).answer_ids
+            assert rollouts.answer_ids[b, n].tolist() == ids + [backbone.pad_token_id] * (4 - len(ids))
 
 
 def test_near_zero_temperature_is_the_greedy_answer(tiny_backbone, questions):

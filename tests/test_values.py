@@ -14,8 +14,8 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout
-from latent_tts.seeding import fold_in, normal, problem_keys
-from tests.naive import _Masked
+from latent_tts.seeding import fold_in, problem_keys
+from tests.naive import MaskedForward, PlainModel, decode, think
 
 SAMPLERS = {
     "agn": AdditiveGaussianNoise(sigma=0.4),
@@ -57,7 +57,7 @@ def make_backbone(tiny_backbone, questions):
     return make
 
 
-class _Spliced(_Masked):
+class _Spliced(MaskedForward):
     """Dropout whose masks come from one key up to a position and from another one from there on."""
 
     def __init__(self, *args, first_offset: int, later_key: torch.Tensor) -> None:
@@ -77,26 +77,13 @@ def naive_continuation(backbone, sampler, question, prefix, n, m, seed, max_answ
     """
     key = fold_in(problem_keys(seed, [problem_id_from_question(question)]), n)
     own = fold_in(fold_in(fold_in(key, _PREFIX_SALT + len(prefix)), n), m)
-    prompt = torch.tensor(backbone.encode_prompts([question])[0])
-    model = _Spliced(backbone, sampler, key, len(prompt), first_offset=len(prefix) - 1, later_key=own)
-    latents = list(prefix)
-    sequence = torch.cat([backbone.embed(prompt), prefix])
-    while len(latents) < backbone.num_latents:
-        hidden = model(sequence, thinking=len(latents))[-1]
-        if backbone.dynamic and int(backbone.logits(hidden).argmax()) == backbone.end_of_thought_id:
-            break
-        latent = backbone.next_latent(hidden)
-        if isinstance(sampler, AdditiveGaussianNoise):
-            latent = latent + sampler.sigma * normal(fold_in(own, len(latents) + 1), latent.shape)[0]
-        latents.append(latent)
-        sequence = torch.cat([sequence, latent.unsqueeze(0)])
+    plain = PlainModel(backbone)
+    prompt = plain.prompt(question)
+    forward = _Spliced(plain, sampler, key, len(prompt), first_offset=len(prefix) - 1, later_key=own)
+    latents = think(plain, forward, sampler, own, torch.cat([plain.embed(prompt), prefix]), list(prefix))
     # In the pass that ends the thinking the last thought is fed with the masks of the answer, unless it was fed before.
     thinking = len(latents) if len(latents) < backbone.num_latents else len(latents) - 1
-    sequence = torch.cat([sequence, backbone.embed(torch.tensor([backbone.end_of_thought_id]))])
-    answer: list[int] = []
-    while len(answer) < max_answer_tokens and (not answer or answer[-1] != backbone.eos_token_id):
-        answer.append(int(backbone.logits(model(sequence, thinking)[-1]).argmax()))
-        sequence = torch.cat([sequence, backbone.embed(torch.tensor(answer[-1:]))])
+    answer = decode(plain, forward, torch.cat([plain.embed(prompt), torch.stack(latents)]), thinking, max_answer_tokens)
     return backbone.tokenizer.decode(answer, skip_special_tokens=True)
 
 
