@@ -17,6 +17,8 @@ from commands.train import CONFIGS
 from latent_tts.backbones.loading import load_backbone
 from tests.training import write_examples, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 MASKED = """Question,Numbers,Equation,Answer
 Dan has number0 pens and buys number1 more . How many pens does he have ?,12.0 7.0,+ number0 number1,19.0
 """

@@ -32,6 +32,8 @@ from tests.training import (
     write_tiny_model,
 )
 
+pytestmark = pytest.mark.slow
+
 KINDS = ["codi", "cot"]
 OPTIONS = [("codi", {}), ("codi", {"lora": LoRA(r=4)}), ("cot", {})]
 

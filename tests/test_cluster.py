@@ -15,6 +15,8 @@ from callbacks.signals import REQUEUE_VARIABLE
 from commands.evaluate import EvaluationCLI
 from commands.guard import main_guard
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
 

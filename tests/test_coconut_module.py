@@ -32,6 +32,8 @@ from tests.training import (
     write_tiny_model,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:

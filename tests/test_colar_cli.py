@@ -20,6 +20,8 @@ from commands.train import CONFIGS
 from latent_tts.backbones.loading import load_backbone
 from tests.training import write_examples, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

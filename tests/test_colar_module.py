@@ -22,6 +22,8 @@ from lightning_modules.colar_grpo_module import ColarGRPOModule
 from lightning_modules.colar_module import ColarModule
 from tests.training import addition, make_data, make_trainer, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 FORM = "{question} ({speed})###"
 MODULES = ["supervised", "lora", "grpo", "grpo-two-updates"]
 

@@ -20,6 +20,8 @@ from latent_tts.training.codi import (
 )
 from tests.training import addition
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = [addition(i) for i in range(5)]
 FORMS = DistillationForms(teacher_prompt="{question} Steps:\n")
 

@@ -15,6 +15,8 @@ import yaml
 from commands.evaluate import CONFIGS, EvaluationCLI, base_configs
 from commands.guard import main_guard
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 

@@ -6,6 +6,7 @@ import socket
 from datetime import timedelta
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -21,6 +22,8 @@ from latent_tts.metrics import (
     ScoreCalibration,
     StepScoreCorrelation,
 )
+
+pytestmark = pytest.mark.slow
 
 NUM_PROBLEMS = 11
 

@@ -53,6 +53,7 @@ def run(command: str, more: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_a_random_model_to_a_report(tmp_path):
     way = commands(README.split("<!-- whole way: begin -->")[1].split("<!-- whole way: end -->")[0])
     assert len(way) == len(SMALLER)

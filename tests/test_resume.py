@@ -17,6 +17,8 @@ from commands.evaluate import EvaluationCLI
 from commands.guard import main_guard
 from latent_tts.evaluation.prediction_files import RecordWriter
 
+pytestmark = pytest.mark.slow
+
 NUM_PROBLEMS = 24
 
 

@@ -19,6 +19,8 @@ from commands.launch import Started, check_processes, started_processes
 from latent_tts.errors import UserError
 from tests.training import make_trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "scripts" / "slurm").glob("*.sbatch"))
 SRUN = """#!/usr/bin/env bash

@@ -23,6 +23,8 @@ from commands.guard import main_guard
 from latent_tts.errors import StoppedBySignal
 from tests.training import make_data, make_trainer, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
 

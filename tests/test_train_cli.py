@@ -14,6 +14,8 @@ from commands.train import CONFIGS, TrainingCLI
 from latent_tts.backbones.loading import load_backbone
 from tests.training import write_examples, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 

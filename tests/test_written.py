@@ -17,6 +17,8 @@ from latent_tts.evaluation.prediction_files import read_records
 from latent_tts.evaluation.summary import EvaluationMetrics
 from tests.records import make_record
 
+pytestmark = pytest.mark.slow
+
 
 def evaluate(*args: str) -> int:
     return main_guard(lambda: EvaluationCLI(args).run())
