@@ -1,5 +1,6 @@
 """The reward model: the published layout, any padding, every head, step by step as all at once."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,10 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="head must be one of linear, mlp, attention"):
         LatentRewardModel.from_backbone(tiny_backbone(), head="forest")
     model.save_pretrained(tmp_path)
+    more = copy.deepcopy(model.tokenizer)
+    more.add_tokens(["<|unheard of|>"])
+    with pytest.raises(UserError, match="tokenizer given to the reward model .* has tokens up to number"):
+        load_reward_model(tmp_path, tokenizer=more)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="pass tokenizer="):

@@ -6,15 +6,17 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from latent_tts.annotation.records import AnnotatedProblem, from_table
 from latent_tts.annotation.settings import read_settings
 from latent_tts.annotation.shards import INDEX_FILE, damaged, open_shard, read_columns, shard_paths
 from latent_tts.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
 
 
 @dataclass(frozen=True)

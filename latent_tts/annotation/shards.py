@@ -10,20 +10,30 @@ while a training reads it would end the process by a signal, where this is an er
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow.fs import LocalFileSystem
 
 from latent_tts.annotation.records import DIGEST_KEY, table_schema
 from latent_tts.annotation.settings import SETTINGS_FILE, AnnotationSettings
 from latent_tts.errors import UserError
 
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+
 SHARD_PATTERN, INDEX_FILE = "shard-*.parquet", "index.json"
-_FORMAT = ds.ParquetFileFormat(
-    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-)
+
+
+@cache
+def _checked_parquet() -> ds.ParquetFileFormat:
+    """Parquet whose pages are compared with their checksums."""
+    import pyarrow.dataset as ds  # loads pandas: not for an option's help
+
+    return ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
 
 
 def shard_paths(folder: Path) -> list[Path]:
@@ -37,9 +47,11 @@ def open_shard(path: Path, settings: AnnotationSettings) -> ds.ParquetFileFragme
     Raises:
         UserError: It is damaged, lacks a column, or was made with other settings.
     """
+    from pyarrow.fs import LocalFileSystem
+
     expected = table_schema(settings)
     try:
-        shard = _FORMAT.make_fragment(str(path), LocalFileSystem())
+        shard = _checked_parquet().make_fragment(str(path), LocalFileSystem())
         found = shard.physical_schema
     except (pa.ArrowException, OSError) as error:
         raise damaged(path) from error

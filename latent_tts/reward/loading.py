@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.attention.probe import check_packed
-from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
+from latent_tts.backbones.base import METADATA_FILE, LatentBackbone, embedding_table
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.dropout import set_dropout
 from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
@@ -17,7 +17,7 @@ from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.loading import _torch_dtype
 from latent_tts.backbones.weights import check_weights, fill
 from latent_tts.errors import UserError
-from latent_tts.reward.heads import HEADS, HeadName
+from latent_tts.reward.heads import HEADS, Head, HeadName
 from latent_tts.reward.model import LatentRewardModel
 
 
@@ -58,18 +58,22 @@ def load_reward_model(
             f"{folder / METADATA_FILE} names kind {kind!r} and head {head!r}; known: {list(KINDS)}, {list(HEADS)}."
         )
     torch_dtype = _torch_dtype(dtype)
+    transformer: PreTrainedModel = AutoModel.from_config(config, dtype=torch_dtype)
+    projector = Codi.extra_modules(config)["projector"].to(torch_dtype) if has_projector else None
+    classifier = _fill(transformer, head, projector, weights, str(folder))
     model = LatentRewardModel(
-        AutoModel.from_config(config, dtype=torch_dtype),
+        transformer,
         _tokenizer(folder, tokenizer),
         head,
         prompt_form=metadata.get("prompt_form") or KINDS[kind].default_prompt_form,
         kind=kind,
         num_latents=metadata.get("num_latents") or KINDS[kind].default_num_latents,
-        projector=Codi.extra_modules(config)["projector"].to(torch_dtype) if has_projector else None,
+        projector=projector,
         frozen=bool(metadata.get("frozen", False)),
     )
+    model.classifier.load_state_dict(classifier.state_dict())
     model.backbone_fingerprint = metadata.get("backbone_fingerprint")
-    _load_strictly(model, weights, str(folder))
+    check_tokens(model, str(folder))
     return model.eval()
 
 
@@ -116,7 +120,28 @@ def _tokenizer(folder: Path, given: str | Path | PreTrainedTokenizerBase | None)
     return load_tokenizer(folder)
 
 
-def _load_strictly(model: LatentRewardModel, weights: dict[str, torch.Tensor], source: str) -> None:
-    what = f"a {model.transformer.config.model_type} reward model with a {model.head_name} head"
-    check_weights(weights, model.published_state_dict(), {}, source, what)
-    fill(model.published_state_dict(), weights)
+def _fill(
+    transformer: PreTrainedModel, head: HeadName, projector: nn.Module | None, weights: dict[str, Tensor], source: str
+) -> Head:
+    """Puts the stored weights in their places, before the transformer is compared with its own forward pass; returns the head."""
+    classifier = HEADS[head](embedding_table(transformer).shape[1])
+    parts: dict[str, nn.Module] = {transformer.base_model_prefix: transformer, "classifier": classifier}
+    parts |= {} if projector is None else {"projector": projector}
+    places = {f"{prefix}.{key}": value for prefix, part in parts.items() for key, value in part.state_dict().items()}
+    check_weights(weights, places, {}, source, f"a {transformer.config.model_type} reward model with a {head} head")
+    fill(places, weights)
+    return classifier
+
+
+def check_tokens(model: LatentRewardModel, source: str) -> None:
+    """Refuses a tokenizer whose tokens the model has no embeddings for.
+
+    Raises:
+        UserError: Says how many it has of each.
+    """
+    rows, largest = embedding_table(model.transformer).shape[0], max(model.tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserError(
+            f"The tokenizer given to the reward model {source} has tokens up to number {largest}, and its embeddings have {rows} "
+            "rows: give the tokenizer of the backbone it was trained for."
+        )
