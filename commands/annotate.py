@@ -1,4 +1,4 @@
-"""The command line of `evaluate.py annotate`: options, layered YAML, and the callbacks that every annotation has."""
+"""Annotates rollouts for the training of a reward model: `python evaluate.py annotate --help`."""
 
 from __future__ import annotations
 

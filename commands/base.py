@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from typing import Any, NoReturn
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.termination import StopOnSignal, without_lightnings_signals
-from commands.explain import explain
+from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
+from commands.explain import BadOptionError, OneSentenceParser, explain
 from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
@@ -37,27 +37,12 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-class BadOptionError(UserError):
-    """What the parser says; `CommandLine.parse_arguments` finds better words where it can."""
-
-
-class OneSentenceParser(LightningArgumentParser):
-    """Raises what is wrong with an option instead of printing usage text; abbreviated options are unknown options."""
+class CommandParser(OneSentenceParser, LightningArgumentParser):
+    """The parser of a command, with its help."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        defaults: dict[str, Any] = {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        defaults: dict[str, Any] = {"formatter_class": HelpFormatter}
         super().__init__(*args, **(defaults | kwargs))
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise BadOptionError(one_sentence(message)) from ex
-
-
-def one_sentence(message: str) -> str:
-    """The parser's report on one line, without what it repeats."""
-    text = " ".join(message.split()).replace(' in "<unicode string>",', ", in").rstrip(".")
-    if text.startswith("Problems parsing config: "):
-        return f"A file given with --config is not valid YAML: {text.removeprefix('Problems parsing config: ')}."
-    return f"{text}; --help lists the options."
 
 
 class CommandLine(LightningCLI):
@@ -70,7 +55,7 @@ class CommandLine(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         quiet_lightning()
         defaults: dict[str, Any] = {
-            "parser_class": OneSentenceParser,
+            "parser_class": CommandParser,
             "save_config_callback": None,
             "seed_everything_default": False,
             "auto_configure_optimizers": False,
@@ -95,6 +80,27 @@ class CommandLine(LightningCLI):
     def explanation(self, parser: LightningArgumentParser, given: list[str]) -> str | None:
         """What is wrong with a command line that the parser has refused; None where that is not known."""
         return explain(parser, given)
+
+    def instantiate_classes(self) -> None:
+        """Makes everything, after what can be known to fail has been refused."""
+        self.check()
+        super().instantiate_classes()
+
+    def check(self) -> None:
+        """Refuses what cannot work before a model is loaded.
+
+        Raises:
+            UserError: A trainer's option, callback, logger or monitored metric cannot work.
+        """
+        stage: Stage = "predict" if self.subcommand is None else cast(Stage, self.subcommand)
+        options = (self.config if self.subcommand is None else self.config[self.subcommand]).as_dict()
+        trainer = options["trainer"]
+        if trainer.get("profiler"):
+            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)  # by which it is printed
+        check_trainer(trainer, self.trainer_defaults, stage)
+        check_machine(trainer)
+        logged = logged_by(options["model"]["class_path"]) if self.subcommand is not None else None
+        check_objects(trainer, stage, logged)
 
     def _set_seed(self) -> None:
         """Nothing global is seeded."""
@@ -126,15 +132,11 @@ class CommandLine(LightningCLI):
             )
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        given = [*(config.get("callbacks") or []), *callbacks]
+        listed = config.get("callbacks") or []
+        given = [*(listed if isinstance(listed, list) else [listed]), *callbacks]
         stop = [] if any(isinstance(callback, StopOnSignal) for callback in given) else [StopOnSignal()]
-        try:
-            trainer = super()._instantiate_trainer(config, [*stop, *callbacks])
-            without_lightnings_signals(trainer)
-            check_processes(trainer)
-            watch_ranks(trainer)
-            return trainer
-        except UserError:
-            raise
-        except (MisconfigurationException, ImportError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"The --trainer options do not fit this machine or each other: {error}") from error
+        trainer = made(lambda: super(CommandLine, self)._instantiate_trainer(config, [*stop, *callbacks]))
+        without_lightnings_signals(trainer)
+        check_processes(trainer)
+        watch_ranks(trainer)
+        return trainer

@@ -12,7 +12,7 @@ from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -22,6 +22,9 @@ from latent_tts.errors import UserError
 _SHOWN = 14  # names in a list of what there is
 
 
+_INSTEAD = {"seed_everything": "every part that draws has its own seed, --model.seed and --data.seed"}
+
+
 @dataclass(frozen=True)
 class Given:
     """An option as it was given: its name in parts, and its value (a string from the command line, any YAML from a file)."""
@@ -29,6 +32,26 @@ class Given:
     path: tuple[str, ...]
     value: Any
     flag: bool
+
+
+class BadOptionError(UserError):
+    """What a parser says; `explain` finds better words where it can."""
+
+    def __init__(self, sentence: str, parser: ArgumentParser) -> None:
+        super().__init__(sentence)
+        self.parser = parser
+
+
+class OneSentenceParser(ArgumentParser):
+    """Raises what is wrong with an option instead of printing usage text; abbreviated options are unknown options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        defaults: dict[str, Any] = {"allow_abbrev": False}
+        super().__init__(*args, **(defaults | kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split()).rstrip(".")
+        raise BadOptionError(f"{text[0].upper()}{text[1:]}; --help lists the options.", self) from ex
 
 
 def explain(
@@ -175,8 +198,8 @@ class Walk:
 
     def _object_class(self, name: str, hint: Any, default: Any) -> type | None:
         """The class that an option's object has: the one named, that of the default, or the only one there is."""
-        if named := class_named(self.named.get(name, ""), hint):
-            return named
+        if name in self.named:
+            return class_named(self.named[name], hint)
         path = default.get("class_path") if isinstance(default, dict) else getattr(default, "class_path", None)
         if path:
             return class_named(str(path), hint)
@@ -280,6 +303,8 @@ def unknown(name: str, known: Sequence[str]) -> str:
         above = above.rpartition(".")[0]
     beside = [option for option in known if option.startswith(f"{above}." if above else "")]
     short = [option.removeprefix(f"{above}.").partition(".")[0] for option in beside]
+    if name in _INSTEAD:
+        return f"There is no option --{name}: {_INSTEAD[name]}."
     names = [name for name in dict.fromkeys(short) if name not in ("help", "print_config", "==SUPPRESS==")]
     return f"There is no option --{name}{alternatives(name.removeprefix(f'{above}.'), names)}."
 

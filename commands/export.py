@@ -5,12 +5,12 @@ python -m commands.export runs/tiny-coconut --out checkpoints/tiny-coconut
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from commands.guard import main_guard
+from commands.tools import ToolArguments
 from latent_tts.errors import UserError
 
 WEIGHTS = ("best", "last")
@@ -58,7 +58,7 @@ def checkpoint_of(run: Path, weights: str | None) -> Path:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Write the model of a training in the published layout.")
+    parser = ToolArguments(description="Write the model of a training in the published layout.")
     parser.add_argument("run", type=Path, help="Folder of a training, or one of its checkpoints (.ckpt).")
     parser.add_argument("--out", type=Path, required=True, help="Folder to write.")
     parser.add_argument(

@@ -5,8 +5,8 @@ python -m commands.extract_adapters runs/cot-135m/model --base runs/smollm2-135m
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from commands.guard import main_guard
+from commands.tools import ToolArguments
 from latent_tts.backbones.adapters import (
     ADDED_ROWS,
     DOWN,
@@ -77,10 +78,10 @@ def extract_adapters(
     return kept / max(total, 1e-30)
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     from latent_tts.backbones.loading import load_backbone
 
-    parser = argparse.ArgumentParser(description="Extract adapters from a backbone that was trained in full.")
+    parser = ToolArguments(description="Extract adapters from a backbone that was trained in full.")
     parser.add_argument("model", help="Folder of the backbone.")
     parser.add_argument(
         "--base", required=True, help="Folder or hub id of the causal LM that its training started from."
@@ -88,7 +89,7 @@ def main() -> None:
     parser.add_argument("--r", type=int, default=32, help="Rank of the adapters (default: %(default)s).")
     parser.add_argument("--out", required=True, help="Folder to write.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="Storage type.")
-    options = parser.parse_args()
+    options = parser.parse_args(args)
     kept = extract_adapters(
         load_backbone(options.model), options.base, options.r, options.out, getattr(torch, options.dtype)
     )

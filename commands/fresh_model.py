@@ -1,4 +1,4 @@
-"""The command that makes a model to start from: random weights, and a tokenizer trained on GSM-Symbolic problems.
+"""Makes a model to start from: random weights, and a tokenizer trained on GSM-Symbolic problems.
 
     python -m commands.fresh_model --out runs/scratch --model.architecture llama --model.hidden_size 256
 
@@ -8,7 +8,7 @@ The same arguments give the same files, byte for byte.
 import sys
 from pathlib import Path
 
-from commands.guard import main_guard
+from commands.tools import run_tool
 from datamodules.sources.gsm_symbolic import GSMSymbolic
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
 
@@ -38,7 +38,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli, set_parsing_settings
-
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    sys.exit(main_guard(lambda: auto_cli(main, as_positional=False)))
+    sys.exit(run_tool(main))

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from commands.gguf_tokenizer import read_tokenizer
-from commands.guard import main_guard
+from commands.tools import run_tool
 from latent_tts.backbones.weights import check_finite, report_weights
 from latent_tts.errors import UserError
 
@@ -172,6 +172,4 @@ def main(out: Path, file: Path | None = None, dtype: Literal["float32", "bfloat1
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    sys.exit(main_guard(lambda: auto_cli(main, as_positional=False)))
+    sys.exit(run_tool(main))

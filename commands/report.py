@@ -6,7 +6,6 @@ python evaluate.py report results/tiny-colar --aggregations '[{name: best_of_n, 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, get_args
 import yaml
 
 from commands.guard import main_guard
+from commands.tools import ToolArguments
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
 
@@ -61,7 +61,7 @@ def read_aggregations(text: str | None) -> list[Any] | None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="evaluate.py report", description=__doc__.splitlines()[0])
+    parser = ToolArguments(prog="evaluate.py report", description=str(__doc__).partition("\n")[0])
     parser.add_argument("run", type=Path, help="Folder of an evaluation, finished or not.")
     parser.add_argument(
         "--aggregations", help="Other aggregations than the run's, such as '[majority_voting, hybrid]'."

@@ -5,7 +5,7 @@ python -m commands.resampling_report --source data/gsm8k/train.jsonl --show 20
 
 import sys
 
-from commands.guard import main_guard
+from commands.tools import run_tool
 from datamodules.resampling.resampled import Resampled, templates_of
 from datamodules.sources.catalogue import find_table
 from datamodules.sources.rows import GoodRows, to_example, to_question
@@ -49,6 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    sys.exit(main_guard(lambda: auto_cli(main, as_positional=False)))
+    sys.exit(run_tool(main))

@@ -38,6 +38,7 @@ def options(tiny_checkpoint, problem_file) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_give_the_metrics_of_one(options, tmp_path):
     assert main_guard(lambda: EvaluationCLI([*options, f"--output={tmp_path / 'one'}"]).run()) == 0
     done = torchrun(*options, f"--output={tmp_path / 'two'}", "--trainer.devices=2", "--trainer.strategy=ddp")
@@ -46,6 +47,7 @@ def test_two_processes_of_torchrun_give_the_metrics_of_one(options, tmp_path):
     assert one | {"throughput": None} == two | {"throughput": None}
 
 
+@pytest.mark.slow
 def test_processes_of_torchrun_that_the_options_do_not_name_are_refused(options, tmp_path):
     done = torchrun(*options, f"--output={tmp_path / 'none'}")
     assert done.returncode != 0

@@ -85,6 +85,7 @@ def test_every_batch_file_starts_its_tasks_with_the_options_that_name_them(file,
         assert command[command.index("--model.seed") + 1] == "3"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 def test_the_evaluation_of_two_nodes_gives_the_metrics_of_one_process(tiny_checkpoint, problem_file, tmp_path):
     """Two nodes of one task each, whose processes run on this machine."""

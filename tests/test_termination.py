@@ -225,6 +225,7 @@ def assert_gone(pids: list[int]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("what", ["fit", "predict"])
 @pytest.mark.parametrize("ranks", [[1], [0, 1]], ids=["rank 1", "both"])
@@ -243,6 +244,7 @@ def test_two_processes_stop_whichever_gets_the_signal(what, ranks, start):
         assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
 @pytest.mark.parametrize(("what", "dead"), [("fit", 1), ("predict", 0)])
 def test_when_a_rank_is_killed_the_other_ends_too_and_it_is_named(what, dead, start):

@@ -1,0 +1,190 @@
+"""Bad input to any command ends as one sentence that names it, with exit code 2, before a model loads, and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from commands import export, extract_adapters, fresh_model, gguf, report, resampling_report
+from commands.__main__ import commands
+from commands.annotate import AnnotationCLI
+from commands.evaluate import EvaluationCLI
+from commands.guard import main_guard
+from commands.tools import run_tool
+from commands.train import CONFIGS, TrainingCLI
+
+FIT = ["fit", f"--config={CONFIGS / 'tiny-coconut.yaml'}", "--model.backbone=/nowhere/at/all"]
+EVALUATE = ["--model.backbone=/nowhere/at/all"]
+SHIPPED = [f"--model.backbone={CONFIGS.parents[1] / 'checkpoints' / 'tiny-coconut'}"]
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": lambda args: main_guard(lambda: TrainingCLI(args)),
+    "evaluate": lambda args: main_guard(lambda: EvaluationCLI(args).run()),
+    "annotate": lambda args: main_guard(lambda: AnnotationCLI(args).run()),
+    "fresh_model": lambda args: run_tool(fresh_model.main, args),
+    "gguf": lambda args: run_tool(gguf.main, args),
+    "resampling_report": lambda args: run_tool(resampling_report.main, args),
+    "export": lambda args: main_guard(lambda: export.main(args)),
+    "report": lambda args: main_guard(lambda: report.main(args)),
+    "extract_adapters": lambda args: main_guard(lambda: extract_adapters.main(args)),
+}
+
+FILES = {
+    "typo.yaml": "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelChekpoint}]}",
+    "argument.yaml": "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+    "init_args: {save_best_only: true}}]}",
+    "value.yaml": "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+    "init_args: {save_top_k: -7}}]}",
+    "second.yaml": "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateMonitor}, "
+    "{class_path: lightning.pytorch.callbacks.Timer, init_args: {durations: 3}}]}",
+    "monitor.yaml": "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStopping, "
+    "init_args: {monitor: val_loss}}]}",
+    "accumulate.yaml": "trainer: {accumulate_grad_batches: 4}",
+    "unknown.yaml": "model: {colour: red}",
+    "group.yaml": "modle: {seed: 1}",
+    "list.yaml": "- model",
+    "torn.yaml": "model: {seed: 1",
+    "binary.yaml": "\x00\x01",
+    "cut.gguf": "GGUF",
+}
+
+LATENT_RM = ["fit", f"--config={CONFIGS / 'latent-rm-tiny.yaml'}", "--model.backbone=/nowhere/at/all"]
+
+# command, arguments, what the sentence must hold
+CASES = [
+    # names of options
+    ("evaluate", ["--model.samplr=x"], "no option --model.samplr (did you mean sampler?)"),
+    ("evaluate", ["--model.colour=red"], "no option --model.colour; there are: backbone, sampler"),
+    ("evaluate", ["--modle.seed=1"], "no option --modle.seed; there are:"),
+    ("evaluate", ["--outptu=x"], "no option --outptu (did you mean output?)"),
+    ("evaluate", ["--data.sourc=x"], "did you mean source?"),
+    ("evaluate", ["--model.sampler=AdditiveGaussianNoise", "--model.sampler.sigm=1"], "did you mean sigma?"),
+    ("evaluate", ["--seed_everything=1"], "--model.seed and --data.seed"),
+    ("evaluate", ["--config=unknown.yaml"], "no option --model.colour"),
+    ("evaluate", ["--config=group.yaml"], "no option --modle"),
+    ("annotate", ["--model.num_continuation=1"], "did you mean num_continuations?"),
+    ("annotate", ["--shardsize=1"], "did you mean shard_size?"),
+    ("train", [*FIT, "--model.optimization.lrr=3"], "no option --model.optimization.lrr (did you mean lr?)"),
+    ("train", [*FIT, "--model.curriculum.cot_epoch=3"], "did you mean cot_epochs?"),
+    ("train", [*FIT, "--model.lrr=3"], "no option --model.lrr"),
+    ("train", [*FIT, "--data.train_sise=3"], "did you mean train_size?"),
+    ("train", [*FIT, "--trainer.max_epoch=3"], "did you mean max_epochs?"),
+    ("train", [*FIT, "--seed_everything=3"], "every part that draws has its own seed"),
+    ("fresh_model", ["--out=x", "--model.hidden_siz=3"], "did you mean hidden_size?"),
+    ("gguf", ["--out=x", "--fil=y"], "did you mean file?"),
+    ("resampling_report", ["--source=x", "--shows=3"], "did you mean show?"),
+    ("export", ["x", "--out=y", "--weight=best"], "Unrecognized arguments: --weight=best"),
+    # commands, and what is missing
+    ("train", [], "A command is missing: give one of fit, validate first."),
+    ("train", ["fti"], "no command 'fti'; there are: fit, validate"),
+    ("train", ["fit"], "--model has no value; there are: ChainOfThoughtModule, CoconutModule"),
+    ("train", ["fit", "--model=CoconutModule"], "--data has no value"),
+    ("train", ["fit", "--model=CoconutModule", "--data=ReasoningStepsDataModule"], "--model.backbone has no value"),
+    ("evaluate", ["--model.num_rollouts"], "--model.num_rollouts needs a value"),
+    ("export", [], "required: run, --out"),
+    ("report", [], "required: run"),
+    ("report", ["x", "--aggregation=hybrid"], "Unrecognized arguments: --aggregation=hybrid"),
+    ("report", ["x", "--answer_rule=lax"], "invalid choice: 'lax'"),
+    ("report", ["x", "--aggregations=hybrid"], "--aggregations must be a list"),
+    ("report", ["missing"], "missing"),
+    ("extract_adapters", ["x", "--out=y"], "required: --base"),
+    ("fresh_model", [], "out"),
+    ("resampling_report", [], "source"),
+    # values
+    ("evaluate", ["--model.num_rollouts=many"], "--model.num_rollouts must be int, got many"),
+    ("evaluate", ["--model.dtype=float17"], "must be one of 'float32', 'bfloat16', got float17"),
+    ("evaluate", ["--model.sampler=Thermal"], "no class 'Thermal'; there are: AdditiveGaussianNoise"),
+    ("evaluate", ["--model.sampler=AdditiveGaussianNoise", "--model.sampler.sigma=big"], "must be float, got big"),
+    ("evaluate", [*SHIPPED, "--data.batch_size=0"], "batch_size"),
+    ("evaluate", [*SHIPPED, "--data.limit=-1"], "limit"),
+    ("evaluate", [*SHIPPED, "--model.num_rollouts=0"], "num_rollouts must be at least 1"),
+    ("annotate", ["--model.num_rollouts=few"], "--model.num_rollouts must be int"),
+    ("train", [*FIT, "--model=CoconutModul"], "no class 'CoconutModul' (did you mean CoconutModule?)"),
+    ("train", [*FIT, "--model=lightning_modules.nowhere.X"], "no module 'lightning_modules.nowhere'"),
+    ("train", [*FIT, "--model.optimization.lr=fast"], "--model.optimization.lr must be float, got fast"),
+    ("train", [*FIT, "--data.train_size=many"], "--data.train_size must be int or null, got many"),
+    ("train", [*FIT, "--trainer.max_epochs=x"], "--trainer.max_epochs must be int or null, got x"),
+    ("fresh_model", ["--out=x", "--num_examples=many"], "--num_examples must be int"),
+    ("fresh_model", ["--out=x", "--model.architecture=lama"], "architecture"),
+    ("gguf", ["--out=x", "--dtype=float8"], "must be one of 'float32', 'bfloat16', got float8"),
+    ("extract_adapters", ["x", "--base=y", "--out=z", "--r=many"], "invalid int value: 'many'"),
+    ("export", ["x", "--out=y", "--dtype=float8"], "invalid choice: 'float8'"),
+    # files
+    ("evaluate", ["--config=missing.yaml"], "missing.yaml cannot be read: No such file"),
+    ("evaluate", ["--config=list.yaml"], "list.yaml must hold options by name"),
+    ("evaluate", ["--config=torn.yaml"], "torn.yaml is not valid YAML"),
+    ("evaluate", ["--config=binary.yaml"], "binary.yaml"),
+    ("evaluate", [*EVALUATE], "no folder '/nowhere/at/all'"),
+    ("annotate", [*EVALUATE], "no folder '/nowhere/at/all'"),
+    ("train", [*FIT], "no folder '/nowhere/at/all'"),
+    ("train", [*FIT, "--config=missing.yaml"], "missing.yaml cannot be read"),
+    ("gguf", ["--out=x", "--file=missing.gguf"], "no file"),
+    ("gguf", ["--out=x", "--file=cut.gguf"], "cannot be read as GGUF"),
+    ("export", ["missing", "--out=y"], "missing"),
+    ("resampling_report", ["--source=missing.jsonl"], "missing.jsonl"),
+    # the trainer
+    ("evaluate", [*EVALUATE, "--trainer.accelerator=tpuu"], "Available names are"),
+    ("evaluate", [*EVALUATE, "--trainer.accelerator=cpu", "--trainer.devices=0"], "--trainer options do not fit"),
+    ("evaluate", [*EVALUATE, "--trainer.precision=64-mixed"], "--trainer.precision must be"),
+    ("evaluate", [*EVALUATE, "--trainer.strategy=dpp"], "--trainer options do not fit"),
+    ("evaluate", [*EVALUATE, "--trainer.fast_dev_run=true"], "give --config configs/evaluate/debug.yaml"),
+    ("evaluate", [*EVALUATE, "--trainer.limit_predict_batches=3"], "give --data.limit"),
+    ("evaluate", [*EVALUATE, "--trainer.overfit_batches=3"], "give --data.limit"),
+    ("evaluate", [*EVALUATE, "--trainer.max_time=00:00:01:00"], "the same command goes on"),
+    ("evaluate", [*EVALUATE, "--trainer.max_epochs=3"], "a prediction does not use it"),
+    ("evaluate", [*EVALUATE, "--trainer.default_root_dir=x"], "give --output"),
+    ("annotate", [*EVALUATE, "--trainer.barebones=true"], "a prediction does not use it"),
+    ("annotate", [*EVALUATE, "--trainer.reload_dataloaders_every_n_epochs=1"], "a prediction does not use it"),
+    ("train", [*FIT, "--config=accumulate.yaml"], "give --model.global_batch_size"),
+    ("train", [*FIT, "--trainer.overfit_batches=2"], "give --data.train_size"),
+    ("train", [*FIT, "--trainer.reload_dataloaders_every_n_epochs=1"], "a function of the epoch already"),
+    ("train", [*FIT, "--trainer.limit_test_batches=1"], "a training tests nothing"),
+    ("train", [*FIT, "--trainer.accelerator=cpu", "--trainer.devices=0"], "--trainer options do not fit"),
+    # callbacks and loggers
+    ("train", [*FIT, "--config=typo.yaml"], "callbacks.ModelChekpoint' (did you mean ModelCheckpoint?)"),
+    ("train", [*FIT, "--config=argument.yaml"], "save_best_only (did you mean save_weights_only?)"),
+    ("train", [*FIT, "--config=value.yaml"], "ModelCheckpoint cannot be made: Invalid value for save_top_k=-7"),
+    ("train", [*FIT, "--config=second.yaml"], "--trainer.callbacks[1]"),
+    ("train", [*LATENT_RM, "--config=monitor.yaml"], "EarlyStopping monitors 'val_loss', which nobody logs; there are:"),
+    ("train", [*FIT, "--trainer.logger=WandbLoger"], "did you mean WandbLogger?"),
+    ("train", [*FIT, "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be made: Requirement 'mlflow"),
+    ("evaluate", [*EVALUATE, "--trainer.callbacks=ModelSummary"], "ModelSummary has nothing to do in a prediction"),
+    ("evaluate", [*EVALUATE, "--config=monitor.yaml"], "EarlyStopping has nothing to do in a prediction"),
+    ("evaluate", [*EVALUATE, "--config=typo.yaml"], "did you mean ModelCheckpoint?"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with bad files in it."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return tmp_path
+
+
+def tree(folder: Path) -> dict[Path, tuple[int, int]]:
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "part"), CASES, ids=lambda value: value if isinstance(value, str) else value[-1:]
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(command, args, part, folder, capsys):
+    before = tree(folder)
+    assert COMMANDS[command](args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert part in error
+    assert tree(folder) == before
+
+
+def test_the_table_is_of_every_command():
+    """`python -m commands` lists them."""
+    listed = {name.rpartition(" ")[2].rpartition(".")[2] for name in commands()} - {"py"}
+    assert {command for command, _, _ in CASES} == listed | {"train", "evaluate"}
+    assert len(CASES) >= 60
+    assert all(summary for summary in commands().values())
