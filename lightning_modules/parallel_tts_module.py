@@ -41,6 +41,7 @@ class ParallelTTSModule(LightningModule):
         max_answer_tokens: Answers are cut off after this many tokens.
         kind: Kind of the backbone, where its files do not say it; cot is written reasoning.
         num_latents: Latent thoughts per rollout (for CoLaR: the maximum); by default what the checkpoint says.
+        revision: Commit, branch or tag of the backbone, where it is a hub id; by default the newest.
         dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
             multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
         aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
@@ -68,6 +69,7 @@ class ParallelTTSModule(LightningModule):
         max_answer_tokens: int = 64,
         kind: KindName | None = None,
         num_latents: int | None = None,
+        revision: str | None = None,
         dtype: Literal["float32", "bfloat16"] = "float32",
         aggregations: list[Part] | None = None,
         reward_model: str | LatentRewardModel | None = None,
@@ -80,7 +82,9 @@ class ParallelTTSModule(LightningModule):
         super().__init__()
         scored = reward_model is not None
         parts, searches = make_aggregations(aggregations, scored), make_searches(search or [], scored)
-        self.backbone = load_backbone(backbone, kind, num_latents, dtype) if isinstance(backbone, str) else backbone
+        self.backbone = (
+            load_backbone(backbone, kind, num_latents, dtype, revision) if isinstance(backbone, str) else backbone
+        )
         self.backbone.freeze()
         self.reward_model = (
             self._load_reward_model(reward_model, dtype) if isinstance(reward_model, str) else reward_model
@@ -138,7 +142,11 @@ class ParallelTTSModule(LightningModule):
         backbone, reward_model, written = (
             {"name": name, "fingerprint": found} for name, found in zip(self._names, self._fingerprints, strict=True)
         )
-        form = {"kind": self.backbone.kind, "num_latents": self.backbone.num_latents}
+        form = {
+            "kind": self.backbone.kind,
+            "num_latents": self.backbone.num_latents,
+            "commit": self.backbone.commit,
+        }
         return {
             "backbone": backbone | form,
             "reward_model": None if self.reward_model is None else reward_model,
@@ -176,7 +184,10 @@ class ParallelTTSModule(LightningModule):
         """How the answers fare so far, on this process."""
         if not self.metrics.num_problems:
             return ""
-        return " · ".join(f"{label} {100 * value:.0f} %" for label, value in self.metrics.running().items())
+        found = list(self.metrics.so_far().items())
+        voting = [pair for pair in found if pair[0].kind == "aggregation"][:1]
+        shown = [found[0], *voting, found[-1]]  # greedy, the first aggregation, coverage
+        return " · ".join(f"{one.label()} {100 * interval.mean:.0f} %" for one, interval in shown)
 
     def _load_reward_model(self, name: str, dtype: str) -> LatentRewardModel:
         reward_model = load_reward_model(name, self.backbone.tokenizer, dtype)

@@ -85,8 +85,8 @@ def finished(small, tmp_path_factory) -> Path:
 
 def test_an_evaluation_leaves_the_documented_files(finished):
     files = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
-    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
-    assert len(events) == 1
+    events = {name for name in files if name.startswith("tensorboard/") and "events.out.tfevents." in name}
+    assert {name.rpartition("/")[0] for name in events} == {"tensorboard", "tensorboard/live"} and len(events) == 2
     assert files - events == {
         "config.yaml", "metrics.json", "report.md", "predictions/rank-00000.jsonl", "run.json",
         "figures/accuracy.png", "figures/compute.png", "figures/diversity.png",
@@ -157,6 +157,35 @@ def test_tensorboard_has_curves_with_k_as_the_step_and_the_figures(finished):
         points = {str(event.step): event.value for event in events.Scalars(tag)}
         assert points == pytest.approx(curve, abs=1e-6)
     assert set(events.Tags()["images"]) == {"accuracy", "compute", "diversity"}
+
+
+def test_curves_over_the_problems_done_are_there_while_a_run_goes_on(small, tmp_path, monkeypatch):
+    """Read in the middle of the run; the curves end at the metrics of the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from callbacks.live_metrics import LiveMetrics
+
+    def read() -> EventAccumulator:
+        return EventAccumulator(str(tmp_path / "tensorboard" / "live")).Reload()
+
+    log = LiveMetrics._log
+    seen: list[list[int]] = []
+
+    def log_and_read(self, module):
+        log(self, module)
+        seen.append([event.step for event in read().Scalars("live/accuracy/coverage_2")])
+
+    monkeypatch.setattr(LiveMetrics, "_log", log_and_read)
+    monkeypatch.setattr("commands.evaluate.LiveMetrics", lambda output: LiveMetrics(output, every=0))
+    assert evaluate(*small, "--data.batch_size=1", f"--output={tmp_path}") == 0
+    assert seen == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4]]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    low, high = metrics["confidence_interval"]["greedy"]
+    expected = {"accuracy/majority_voting_2": metrics["accuracy"]["majority_voting"]["2"], "interval_low/greedy": low}
+    expected |= {"interval_high/greedy": high, "invalid_answer_rate": metrics["invalid_answer_rate"]}
+    for name, value in expected.items():
+        assert read().Scalars(f"live/{name}")[-1].value == pytest.approx(value, abs=1e-5)
+    assert read().Scalars("live/rollouts_per_second")[-1].value > 0
 
 
 def test_the_stored_configuration_runs_again(finished, tmp_path):

@@ -158,11 +158,12 @@ class EvaluationMetrics:
         self.count.update(1)
         self.nonfinite.update(sum(not rollout.finite for rollout in record.rollouts))
 
-    def running(self) -> dict[str, float]:
-        """How the answers fare so far on this process, in 0..1 by label: greedy, the first aggregation, coverage."""
-        shown = [GREEDY, *(of_aggregation(part, self.num_rollouts) for part in self.aggregations[:1])]
-        means = {one.label(): self.accuracy.running_mean(one) for one in shown}
-        return means | {COVERAGE.at(self.num_rollouts).label(): self.coverage.running_mean(self.num_rollouts)}
+    def so_far(self) -> dict[Strategy, Interval]:
+        """Accuracy of every strategy at its full budget, and coverage, over the problems of this process."""
+        found = self.accuracy.so_far()
+        finals = [of_aggregation(part, self.num_rollouts) for part in self.aggregations]
+        shown = {one: found[one] for one in (*self.answers, SINGLE, *finals, *self.searches)}
+        return shown | {COVERAGE.at(self.num_rollouts): self.coverage.so_far()[self.num_rollouts]}
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The content of metrics.json but for the throughput, summed over ranks; a collective where there are several."""

@@ -56,10 +56,6 @@ class MeanOverProblems(Metric, Generic[Column]):
             self.add_state(name, torch.zeros(len(self.columns), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def running_mean(self, column: Column) -> float:
-        """The mean over the problems of this process so far; NaN before the first."""
-        return float(self.sums[self.columns.index(column)] / self.count)
-
     def _add(self, values: Tensor) -> None:
         sums, squares, count = _mean_update(values.to(self.sums.device), len(self.columns))
         self.sums += sums
@@ -85,6 +81,10 @@ class Accuracy(MeanOverProblems[Column]):
 
     def compute(self) -> dict[Column, Interval]:
         """{column: mean and interval}."""
+        return self.so_far()
+
+    def so_far(self) -> dict[Column, Interval]:
+        """What `compute` gives, of the problems of this process alone."""
         return self._intervals(share_bounds)
 
 

@@ -55,4 +55,8 @@ class Coverage(MeanOverProblems[int]):
 
     def compute(self) -> dict[int, Interval]:
         """{k: coverage and interval}; NaN before the first problem."""
+        return self.so_far()
+
+    def so_far(self) -> dict[int, Interval]:
+        """What `compute` gives, of the problems of this process alone."""
         return self._intervals(share_bounds)
