@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,22 +16,32 @@ from lightning_modules.training_module import TrainingModule, read_checkpoint
 StorageType = Literal["float32", "bfloat16"]
 
 
+@dataclass(frozen=True)
+class Export:
+    """How the model is written at the end of a training."""
+
+    weights: Literal["best", "last"] = "best"
+    """Whose weights: the best checkpoint's (where nothing was validated, the last ones), or the last ones in any case."""
+    dtype: StorageType = "float32"
+    """Type the weights are stored in."""
+    adapters_only: bool = False
+    """Whether to leave out the weights of the base model, which then has to be where it was in training."""
+
+
 class ExportModel(Callback):
-    """Writes what was trained, with the best checkpoint's weights (the last ones where none was monitored).
+    """Writes what was trained when the training has ended.
 
     Args:
         folder: Where to write.
-        dtype: Type the weights are stored in.
-        adapters_only: Whether to leave out the weights of the base model, which then has to be where it was in training.
+        options: Which weights, and how they are stored.
     """
 
-    def __init__(self, folder: str, dtype: StorageType = "float32", adapters_only: bool = False) -> None:
-        self.folder, self.adapters_only = Path(folder), adapters_only
-        self.dtype: StorageType = dtype
+    def __init__(self, folder: str | Path, options: Export | None = None) -> None:
+        self.folder, self.options = Path(folder), options or Export()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Raises UserError before a training, not after it, where there will be no adapters to store."""
-        if self.adapters_only and getattr(pl_module, "lora", None) is None:
+        if self.options.adapters_only and getattr(pl_module, "lora", None) is None:
             raise UserError(
                 "adapters_only exports the adapters of a training, and this one has none: give --model.lora."
             )
@@ -39,10 +50,10 @@ class ExportModel(Callback):
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, TrainingModule)
-        best = best_checkpoint(trainer)
+        best = best_checkpoint(trainer) if self.options.weights == "best" else None
         if best is not None:
             pl_module.load_state_dict(read_checkpoint(best)["state_dict"], strict=True)
-        pl_module.export(self.folder, self.dtype, self.adapters_only)
+        pl_module.export(self.folder, self.options.dtype, self.options.adapters_only)
         rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
 
 

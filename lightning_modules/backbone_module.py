@@ -37,6 +37,8 @@ class BackboneModule(TrainingModule):
         seed: Seed of the draws made in training.
     """
 
+    logged_metrics = (*TrainingModule.logged_metrics, "val/accuracy")
+
     def __init__(
         self,
         backbone: LatentBackbone,

@@ -68,6 +68,10 @@ class ChainOfThoughtModule(BackboneModule):
         self.step_form, self.answer_form = step_form, answer_form
         self.save_hyperparameters(options_of(self, locals()))
 
+    @staticmethod
+    def next_command(model: str, backbone: str) -> list[str]:
+        return ["python", "evaluate.py", "--model.written", model]
+
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """Cross-entropy of every token of steps and answers: (labels,)."""
         return token_losses(self.backbone, collate(self.sequences(batch), self.backbone.pad_token_id, self.device))

@@ -41,6 +41,7 @@ class CoconutModule(BackboneModule):
 
     backbone: Coconut
     monitor = "val/final_accuracy"
+    logged_metrics = (*BackboneModule.logged_metrics, "stage", "val/final_accuracy")
 
     def __init__(
         self,

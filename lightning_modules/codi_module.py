@@ -9,14 +9,20 @@ from torch import Tensor
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
-from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
-from latent_tts.training.codi import DistillationForms, build_lessons, collate_lessons, distillation_losses
+from latent_tts.training.codi import (
+    Distillation,
+    DistillationForms,
+    build_lessons,
+    collate_lessons,
+    distillation_losses,
+)
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.hyperparameters import options_of
 
 DEFAULT_FORMS = DistillationForms()
+DEFAULT_DISTILLATION = Distillation()
 DEFAULT_OPTIMIZATION = Optimization()
 
 
@@ -27,7 +33,7 @@ class CodiModule(BackboneModule):
 
         student_factor x cross-entropy of its answer after latents, mean over its tokens
         + teacher_factor x cross-entropy of its steps and answer, mean over their tokens
-        + distillation_factor x distance of the student's hidden states from the teacher's (`latent_tts.training.codi`)
+        + distillation.factor x distance of the student's hidden states from the teacher's (`latent_tts.training.codi`)
 
     and every example of the global batch counts the same; see TrainingModule for what that is independent of.
 
@@ -41,9 +47,7 @@ class CodiModule(BackboneModule):
         projector_dropout: Dropout of a fresh projector, in training.
         student_factor: Weight of the student's cross-entropy.
         teacher_factor: Weight of the teacher's cross-entropy.
-        distillation_factor: Weight of the distillation.
-        distillation_warmup: Share of all optimizer steps over which that weight rises from 0, for a start whose teacher cannot
-            reason in writing yet: until it can, its hidden states would only spoil the student's.
+        distillation: How the student's hidden states are drawn to the teacher's.
         left_padding: Reproduces prompts padded on the left without position ids, where a row's positions count from where its
             padding begins: for checkpoints that were trained that way.
         optimization: Optimizer and learning rate.
@@ -55,6 +59,12 @@ class CodiModule(BackboneModule):
     """
 
     backbone: Codi
+    logged_metrics = (
+        *BackboneModule.logged_metrics,
+        "train/student_loss",
+        "train/teacher_loss",
+        "train/distillation_loss",
+    )
 
     def __init__(
         self,
@@ -67,8 +77,7 @@ class CodiModule(BackboneModule):
         projector_dropout: float = 0.0,
         student_factor: float = 1.0,
         teacher_factor: float = 1.0,
-        distillation_factor: float = 1.0,
-        distillation_warmup: float = 0.0,
+        distillation: Distillation = DEFAULT_DISTILLATION,
         left_padding: bool = False,
         optimization: Optimization = DEFAULT_OPTIMIZATION,
         global_batch_size: int = 128,
@@ -88,13 +97,8 @@ class CodiModule(BackboneModule):
             max_answer_tokens=max_answer_tokens,
             seed=seed,
         )
-        if not 0.0 <= distillation_warmup <= 1.0:
-            raise UserError(
-                f"distillation_warmup is a share of the training and must be in [0, 1], got {distillation_warmup}."
-            )
         self.forms, self.left_padding = forms, left_padding
-        self.student_factor, self.teacher_factor = student_factor, teacher_factor
-        self.distillation_factor, self.distillation_warmup = distillation_factor, distillation_warmup
+        self.student_factor, self.teacher_factor, self.distillation = student_factor, teacher_factor, distillation
         self.save_hyperparameters(options_of(self, locals()))
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
@@ -104,17 +108,18 @@ class CodiModule(BackboneModule):
         parts = distillation_losses(
             backbone,
             collate_lessons(lessons, backbone.num_latents, backbone.pad_token_id, self.device),
+            self.distillation,
             count_padding=self.left_padding,
         )
         named = {"student": parts.student, "teacher": parts.teacher, "distillation": parts.distillation}
         self.log_dict(
             {f"train/{name}_loss": loss.detach().mean() for name, loss in named.items()}, batch_size=len(batch)
         )
-        distilled = self.distillation_factor * self.distillation_share() * parts.distillation
+        distilled = self.distillation.factor * self.distillation_share() * parts.distillation
         return self.student_factor * parts.student + self.teacher_factor * parts.teacher + distilled
 
     def distillation_share(self) -> float:
         """The part of its full weight that the distillation has at this step."""
-        if self.distillation_warmup == 0.0:
+        if self.distillation.warmup == 0.0:
             return 1.0
-        return min(1.0, self.global_step / (self.distillation_warmup * self.trainer.estimated_stepping_batches))
+        return min(1.0, self.global_step / (self.distillation.warmup * self.trainer.estimated_stepping_batches))

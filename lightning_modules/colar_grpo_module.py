@@ -18,13 +18,14 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 from latent_tts.sampling import NativeGaussian, Sampler
-from latent_tts.training.grpo import Experience, LogProbs, action_log_probs, experience_of, grpo_terms
+from latent_tts.training.grpo import GRPO, Experience, LogProbs, action_log_probs, experience_of, grpo_terms
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.colar_module import greedy_answers
 from lightning_modules.hyperparameters import options_of
 
 DEFAULT_OPTIMIZATION = Optimization(lr=1e-6)
+DEFAULT_GRPO = GRPO()
 
 
 class ColarGRPOModule(BackboneModule):
@@ -37,10 +38,7 @@ class ColarGRPOModule(BackboneModule):
     Args:
         backbone: Folder or hub id of the CoLaR to start from.
         sampler: Draws the thoughts: NativeGaussian, or AdditiveGaussianNoise where the head predicts no deviation.
-        group_size: Rollouts of each problem.
-        num_updates: Optimizer steps on each batch of rollouts. More than 1 needs the whole global batch at once.
-        clip: How far the ratio of new to old probabilities counts from 1.
-        kl_weight: Weight of the divergence from the model that the training starts from; 0 keeps no copy of it.
+        grpo: How groups of rollouts are drawn and learned from.
         max_latents: Latent thoughts after which a rollout has to answer; null takes those of the checkpoint.
         optimization: Optimizer and learning rate.
         global_batch_size: Problems per batch of rollouts: micro batch x accumulated batches x processes. The number of
@@ -54,15 +52,19 @@ class ColarGRPOModule(BackboneModule):
     """
 
     backbone: Colar
+    logged_metrics = (
+        *BackboneModule.logged_metrics,
+        "train/reward",
+        "train/learned_share",
+        "train/latents",
+        "val/latents",
+    )
 
     def __init__(
         self,
         backbone: str,
         sampler: Sampler | None = None,
-        group_size: int = 8,
-        num_updates: int = 1,
-        clip: float = 0.2,
-        kl_weight: float = 0.0,
+        grpo: GRPO = DEFAULT_GRPO,
         max_latents: int | None = None,
         optimization: Optimization = DEFAULT_OPTIMIZATION,
         global_batch_size: int = 32,
@@ -70,30 +72,25 @@ class ColarGRPOModule(BackboneModule):
         max_answer_tokens: int = 16,
         seed: int = 0,
     ) -> None:
-        if group_size < 2 or num_updates < 1 or not 0 < clip < 1 or kl_weight < 0:
-            raise UserError(
-                "GRPO needs group_size of 2 or more, num_updates of 1 or more, clip between 0 and 1 and kl_weight of 0 or more, "
-                f"got {group_size}, {num_updates}, {clip} and {kl_weight}."
-            )
         loaded = load_for_training(Colar, backbone, max_latents)
         self.sampler = sampler or NativeGaussian()
         self.sampler.check(loaded)
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
-        self.group_size, self.num_updates, self.clip, self.kl_weight = group_size, num_updates, clip, kl_weight
+        self.grpo = grpo
         if loaded.lt_head.log_std is not None and not self.sampler.predicted_deviation:
             loaded.lt_head.log_std.requires_grad_(False)  # it has no part in these rollouts
         self.update = 0  # which of the updates on the current batch of rollouts is running
         self.experience: Experience | None = None
         self.old: LogProbs | None = None
         # A list keeps the copy out of the module's weights: it is made again from `backbone` wherever a run goes on.
-        self.reference = [deepcopy(loaded).eval()] if kl_weight else []
+        self.reference = [deepcopy(loaded).eval()] if grpo.kl_weight else []
         self.save_hyperparameters(options_of(self, locals()))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.num_updates > 1 and self.trainer.accumulate_grad_batches > 1:
+        if self.grpo.num_updates > 1 and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
-                f"num_updates {self.num_updates} needs the whole global batch at once, not in "
+                f"grpo.num_updates {self.grpo.num_updates} needs the whole global batch at once, not in "
                 f"{self.trainer.accumulate_grad_batches} accumulated batches: raise data.batch_size or lower global_batch_size."
             )
 
@@ -117,7 +114,7 @@ class ColarGRPOModule(BackboneModule):
         for model in self.reference:
             with torch.no_grad():
                 reference = action_log_probs(model, self.sampler, experience)
-        return grpo_terms(new, old, experience, self.clip, reference, self.kl_weight)
+        return grpo_terms(new, old, experience, self.grpo.clip, reference, self.grpo.kl_weight)
 
     @torch.no_grad()
     def collect(self, batch: Sequence[ReasoningExample]) -> None:
@@ -126,7 +123,7 @@ class ColarGRPOModule(BackboneModule):
         golds = [parse_answer(example.answer) for example in batch]
         seed = random.Random(f"{self.epoch_key}/rollouts").getrandbits(31)
         rollouts = RolloutEngine(self.backbone, self.sampler, self.max_answer_tokens).rollout(
-            questions, self.group_size, seed
+            questions, self.grpo.group_size, seed
         )
         right = [[answers_equal(a, gold) for a in row] for row, gold in zip(rollouts.answers, golds, strict=True)]
         rewards = torch.tensor(right, dtype=torch.float32)  # (B, N)
@@ -141,7 +138,7 @@ class ColarGRPOModule(BackboneModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """All updates on one batch of rollouts: each runs `losses` again, the later ones with the rollouts of the first."""
-        for update in range(self.num_updates):
+        for update in range(self.grpo.num_updates):
             self.update = update
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.update = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -13,20 +14,21 @@ from latent_tts.backbones.training import load_for_training
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
-from latent_tts.training.colar import LatentLoss, at_speed, colar_losses, compress, compression_factor
+from latent_tts.training.colar import ColarLoss, CompressedExample, at_speed, colar_losses, compress, compression_factor
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.hyperparameters import options_of
 
 PUBLISHED_FACTORS = (1, 2, 3, 4, 5)
 PUBLISHED_OPTIMIZATION = Optimization()
+PUBLISHED_LOSS = ColarLoss()
 
 
 class ColarModule(BackboneModule):
     """Trains a CoLaR from any Hugging Face causal LM, best one that writes its steps already.
 
-    Every label of a global batch is a term of the loss: the cross-entropy of its token, and where it is a merged embedding
-    too, `latent_weight` times the loss of that. See TrainingModule for what the loss is independent of, and for what is not
+    The loss is the mean cross-entropy of the tokens of a global batch, and `loss.weight` times the mean loss of its merged
+    embeddings. See TrainingModule for what the loss is independent of, and for what is not
     supported. Validation thinks and answers greedily at `thinking_speed`, as an evaluation of the exported model does.
 
     Args:
@@ -35,10 +37,7 @@ class ColarModule(BackboneModule):
         thinking_speed: The factor to validate at, which the exported prompt form carries.
         prompt_form: Template of the prompt with the fields {question} and {speed}, ending in ###; null takes the published one.
         max_latents: Latent thoughts after which a rollout has to answer.
-        latent_loss: mse, nll, soft_mse or mse_nll (`latent_tts.training.colar.latent_losses`). All but mse train a deviation
-            beside the mean, which the sampler NativeGaussian draws from.
-        latent_weight: Weight of the loss of the merged embeddings.
-        entropy_weight: Weight of the entropy in soft_mse.
+        loss: How the losses of tokens and of merged embeddings become one.
         latent_intermediate_size: Width of the latent head; null takes that of the model.
         optimization: Optimizer and learning rate.
         global_batch_size: Examples per optimizer step: micro batch x accumulated batches x processes. The number of
@@ -52,6 +51,7 @@ class ColarModule(BackboneModule):
     """
 
     backbone: Colar
+    logged_metrics = (*BackboneModule.logged_metrics, "train/token_loss", "train/latent_loss", "val/latents")
 
     def __init__(
         self,
@@ -60,9 +60,7 @@ class ColarModule(BackboneModule):
         thinking_speed: int = 2,
         prompt_form: str | None = None,
         max_latents: int = 64,
-        latent_loss: LatentLoss = "mse",
-        latent_weight: float = 1.0,
-        entropy_weight: float = 0.1,
+        loss: ColarLoss = PUBLISHED_LOSS,
         latent_intermediate_size: int | None = None,
         optimization: Optimization = PUBLISHED_OPTIMIZATION,
         global_batch_size: int = 256,
@@ -72,31 +70,50 @@ class ColarModule(BackboneModule):
     ) -> None:
         self.compression, self.speed_form = tuple(compression), prompt_form or Colar.speed_form
         check_speeds(self.compression, thinking_speed, self.speed_form)
-        config: dict[str, int | bool] = {} if latent_loss == "mse" else {"latent_log_std": True}
+        config: dict[str, int | bool] = {} if loss.form == "mse" else {"latent_log_std": True}
         if latent_intermediate_size is not None:
             config["latent_intermediate_size"] = latent_intermediate_size
         form = at_speed(self.speed_form, thinking_speed)
         loaded = load_for_training(Colar, backbone, max_latents, form, config, seed)
         deviation = loaded.lt_head.log_std
-        if latent_loss != "mse" and deviation is None:
+        if loss.form != "mse" and deviation is None:
             raise UserError(
-                f"The latent head of {backbone} predicts no deviation, which latent_loss {latent_loss} trains: use mse."
+                f"The latent head of {backbone} predicts no deviation, which loss.form {loss.form} trains: use mse."
             )
-        if latent_loss == "mse" and deviation is not None:
+        if loss.form == "mse" and deviation is not None:
             deviation.requires_grad_(False)  # it has no part in this loss
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
-        self.latent_loss: LatentLoss = latent_loss
-        self.latent_weight, self.entropy_weight = latent_weight, entropy_weight
+        self.loss = loss
+        self.tokens_per_thought: Tensor | float = 1.0  # in the running global batch
         self.save_hyperparameters(options_of(self, locals()))
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
-        """Loss of every label of a micro batch: (labels,). The factor is a function of (seed, optimizer step)."""
+        """Loss of every token of a micro batch and, added to those of the drawn ones, of the merged embeddings: (tokens,).
+
+        Its mean over the tokens of the global batch is the mean of the tokens plus the weighted mean of the embeddings.
+        """
         factor = compression_factor(self.compression, self.seed, self.current_epoch, self.global_step)
-        examples = compress(batch, factor, self.backbone, self.speed_form, self.epoch_key)
-        losses = colar_losses(self.backbone, examples, factor, self.latent_loss, self.entropy_weight)
-        self.log("train/token_loss", losses.tokens.detach().mean(), batch_size=len(losses.tokens))
-        self.log("train/latent_loss", losses.latents.detach().mean(), batch_size=len(losses.latents))
-        return losses.tokens + self.latent_weight * pad(losses.latents, (0, len(losses.tokens) - len(losses.latents)))
+        examples = self.compressed(batch, factor)
+        losses = colar_losses(self.backbone, examples, factor, self.loss.form, self.loss.entropy_weight)
+        self.log("train/token_loss", losses.tokens.detach().mean(), batch_size=1)
+        self.log("train/latent_loss", losses.latents.detach().mean(), batch_size=1)
+        if self.loss.mean == "own_terms" and self.is_first_of_step:
+            others = [example for later in self.later_batches() for example in self.compressed(later, factor)]
+            self.tokens_per_thought = self.ratio([*examples, *others])
+        weight = self.loss.weight * self.tokens_per_thought
+        return losses.tokens + weight * pad(losses.latents, (0, len(losses.tokens) - len(losses.latents)))
+
+    def compressed(self, batch: Sequence[ReasoningExample], factor: int) -> list[CompressedExample]:
+        """The examples at a factor, which is a function of (seed, optimizer step)."""
+        return compress(batch, factor, self.backbone, self.speed_form, self.epoch_key)
+
+    def ratio(self, examples: Sequence[CompressedExample]) -> Tensor:
+        """Tokens for every merged embedding, in these examples of all processes."""
+        counts = [sum(example.num_tokens for example in examples), sum(len(example.groups) for example in examples)]
+        total = self.trainer.strategy.reduce(torch.tensor(counts, device=self.device), reduce_op="sum")
+        tokens, thoughts = torch.as_tensor(total).float()
+        ratio: Tensor = tokens / thoughts.clamp(min=1)
+        return ratio
 
     def generate(self, questions: Sequence[str]) -> list[str]:
         return greedy_answers(self, questions)

@@ -150,6 +150,10 @@ class LatentRMModule(TrainingModule):
         """The chosen loss of a batch, summed over its valid steps."""
         return self.reward_loss(scores, batch.values, batch.correct, batch.mask)
 
+    @staticmethod
+    def next_command(model: str, backbone: str) -> list[str]:
+        return ["python", "evaluate.py", "--model.backbone", backbone, "--model.reward_model", model]
+
     def summed_loss(self, batch: AnnotatedBatch) -> tuple[Tensor, Tensor]:
         return self.loss(self.score(batch), batch)
 

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from latent_tts.errors import UserError
 from latent_tts.training.optimization import Optimization
 from lightning_modules.hyperparameters import restored
+from lightning_modules.lookahead import Lookahead
 
 SUPPORTED_PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -50,11 +51,15 @@ class TrainingModule(LightningModule):
 
     monitor: ClassVar[str] = "val/accuracy"
     """The metric whose highest value makes the best checkpoint."""
+    logged_metrics: ClassVar[tuple[str, ...]] = ("train/loss",)
+    """Names of what is logged, or patterns of them, by which a monitor is checked before anything runs."""
 
     def __init__(self, optimization: Optimization, global_batch_size: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.optimization, self.global_batch_size, self.seed = optimization, global_batch_size, seed
         self.num_terms: Tensor | int = 0  # of this process' loss, since the last optimizer step
+        self.batch_idx = 0  # of the running micro batch
+        self.lookahead: Lookahead | None = None
         self.warmup_start = 0  # the optimizer step at which the latest warm-up began
         self.reset_key: int | None = None  # the epoch or stage that AdamW was made for
 
@@ -74,6 +79,16 @@ class TrainingModule(LightningModule):
         Raises:
             UserError: There are no adapters to store alone.
         """
+
+    @staticmethod
+    def next_command(model: str, backbone: str) -> list[str]:
+        """The words of the command that comes after the training.
+
+        Args:
+            model: Folder of the export.
+            backbone: What the training started from.
+        """
+        return ["python", "evaluate.py", "--model.backbone", model]
 
     # Set-up -----------------------------------------------------------------------------------------------------------
 
@@ -126,12 +141,27 @@ class TrainingModule(LightningModule):
     # Training ---------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.batch_idx = batch_idx
         with self.seeded_draws(batch_idx):
             total, num_terms = self.summed_loss(batch)
         self.num_terms = self.num_terms + num_terms
         if isinstance(num_terms, Tensor) or num_terms > 0:  # the rollouts of a batch may teach nothing
             self.log("train/loss", total.detach() / num_terms, prog_bar=True, batch_size=1)
         return total  # divided by the terms of the global batch in on_before_optimizer_step
+
+    @property
+    def is_first_of_step(self) -> bool:
+        """Whether the running micro batch is the first one of its optimizer step."""
+        return self.batch_idx % self.trainer.accumulate_grad_batches == 0
+
+    def later_batches(self) -> list[Any]:
+        """This process' other micro batches of an optimizer step, asked for at its first one."""
+        count = min(self.trainer.accumulate_grad_batches, int(self.trainer.num_training_batches) - self.batch_idx) - 1
+        if count < 1:
+            return []
+        if self.lookahead is None or self.lookahead.epoch != self.current_epoch:
+            self.lookahead = Lookahead(self.trainer.train_dataloader, self.current_epoch, self.batch_idx)
+        return self.lookahead.batches(self.batch_idx + 1, count)
 
     @property
     def epoch_key(self) -> str:

@@ -10,11 +10,10 @@ import pytest
 import torch
 import yaml
 
-import train
 from commands.extract_adapters import extract_adapters
-from commands.guard import main_guard
 from commands.train import CONFIGS
 from latent_tts.backbones.loading import load_backbone
+from tests.recipes import arguments, run
 from tests.training import write_examples, write_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -37,45 +36,20 @@ def folder(tmp_path_factory) -> Path:
 
 def fit(folder: Path, name: str, backbone: Path, monkeypatch, max_epochs: int = 1, **model: Any) -> Path:
     """Runs a recipe with its own mixture of sources, from small files, one optimizer step an epoch; the folder it exports."""
-    recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    (export,) = (c for c in recipe["trainer"]["callbacks"] if c["class_path"] == "callbacks.export.ExportModel")
+    mixture = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["init_args"]["train"]
     files = {"train.jsonl": folder / "train.jsonl", "train.csv": folder / "masked.csv"}
-    mixture = recipe["data"]["init_args"]["train"]
     small = {}
     for source, weight in mixture.items():
         prefix, path = "resampled:" * source.startswith("resampled:"), Path(source.removeprefix("resampled:"))
         small[f"{prefix}{files[path.name]}"] = weight
     assert len(small) == len(mixture) == 3
-    overlay = {
-        "trainer": {
-            "accelerator": "cpu",
-            "max_epochs": max_epochs,
-            "default_root_dir": str(folder / "run"),
-            "enable_progress_bar": False,
-            "logger": False,
-            "callbacks": [
-                {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(folder / name), "filename": "last"}},
-                export | {"init_args": export["init_args"] | {"folder": str(folder / f"{name}-model")}},
-            ],
-        },
-        "model": {"init_args": {"backbone": str(backbone), "max_answer_tokens": 8} | model},
-        "data": {
-            "init_args": {
-                "train": small,
-                "val": str(folder / "val.jsonl"),
-                "val_size": 2,
-                "exclude": [str(folder / "val.jsonl")],
-                "train_size": 16,
-            }
-        },
-    }
-    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-    files_given = [CONFIGS / f"{name}.yaml", folder / "overlay.yaml"]
-    monkeypatch.setattr(
-        "sys.argv", ["train.py", "fit", *(part for file in files_given for part in ("--config", str(file)))]
+    data = {"train": small, "val_size": 2, "exclude": [str(folder / "val.jsonl")], "train_size": 16}
+    output = f"{name}-{len(list(folder.iterdir()))}"
+    words = arguments(
+        folder, name, output=output, backbone=backbone, trainer={"max_epochs": max_epochs}, model=model, data=data
     )
-    assert main_guard(train.main) == 0
-    return folder / f"{name}-model"
+    assert run(*words, monkeypatch=monkeypatch) == 0
+    return folder / output / "model"
 
 
 def test_written_reasoning_is_trained_first_and_every_latent_kind_starts_from_it(folder, monkeypatch):

@@ -13,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from callbacks.export import ExportModel
+from callbacks.export import Export, ExportModel
 from commands.export import export_run
 from commands.extract_adapters import extract_adapters
 from latent_tts.backbones.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapters
@@ -134,7 +134,7 @@ def test_a_backbone_without_adapters_has_none_to_store(base, tmp_path):
     with pytest.raises(UserError, match="trained in full"):
         save_adapters(load_for_training(KINDS["coconut"], str(folder)), str(folder), tmp_path / "out")
     model = write_tiny_model(tmp_path / "model")
-    trainer = make_trainer(max_epochs=1, callbacks=[ExportModel(str(tmp_path / "out"), adapters_only=True)])
+    trainer = make_trainer(max_epochs=1, callbacks=[ExportModel(tmp_path / "out", Export(adapters_only=True))])
     with pytest.raises(UserError, match="--model.lora"):
         trainer.fit(make_module(model), datamodule=make_data(tmp_path, 8))
     assert not (tmp_path / "out").exists()
@@ -145,7 +145,7 @@ def test_a_training_and_its_checkpoint_export_the_same_adapters(tmp_path, precis
     model = write_tiny_model(tmp_path / "model")
     module = make_module(model, lora=LoRA(r=2))
     keep = ModelCheckpoint(tmp_path / "kept", "last", save_on_train_epoch_end=True)
-    callbacks = [keep, ExportModel(str(tmp_path / "export"), adapters_only=True)]
+    callbacks = [keep, ExportModel(tmp_path / "export", Export(adapters_only=True))]
     make_trainer(max_epochs=2, precision=precision, callbacks=callbacks, enable_checkpointing=True).fit(
         module, datamodule=make_data(tmp_path, 8)
     )

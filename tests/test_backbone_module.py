@@ -19,7 +19,7 @@ from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.training.codi import DistillationForms
+from latent_tts.training.codi import Distillation, DistillationForms
 from tests.conftest import QUESTIONS
 from tests.training import (
     MAKERS,
@@ -141,11 +141,11 @@ def test_distillation_sets_in_over_its_warm_up(model, tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             shares.append(pl_module.distillation_share())
 
-    module = make_codi(model, distillation_warmup=0.5, global_batch_size=4)
+    module = make_codi(model, distillation=Distillation(warmup=0.5), global_batch_size=4)
     trained(module, tmp_path, 4, epochs=1, callbacks=[Spy()])
     assert shares == [0.0, 0.5, 1.0, 1.0]
-    with pytest.raises(UserError, match="distillation_warmup"):
-        make_codi(model, distillation_warmup=2.0)
+    with pytest.raises(UserError, match="distillation.warmup"):
+        Distillation(warmup=2.0)
 
 
 def test_a_few_epochs_teach_a_codi_its_training_data(model, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from callbacks.export import ExportModel
+from callbacks.export import Export, ExportModel
 from commands.export import export_run
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.coconut import Coconut
@@ -168,7 +168,7 @@ def test_exported_folder_is_the_best_checkpoint(model, tmp_path):
 
 
 def test_export_in_bfloat16_halves_the_weights(model, tmp_path):
-    export = ExportModel(str(tmp_path / "export"), dtype="bfloat16")
+    export = ExportModel(tmp_path / "export", Export(dtype="bfloat16"))
     make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[export]).fit(make_module(model), make_data(tmp_path, 8))
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (model, tmp_path / "export")]
     assert sizes[1] < 0.6 * sizes[0]

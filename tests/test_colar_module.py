@@ -17,6 +17,8 @@ from latent_tts.backbones.lora import LoRA, merged
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import AdditiveGaussianNoise, NativeGaussian
+from latent_tts.training.colar import ColarLoss
+from latent_tts.training.grpo import GRPO
 from latent_tts.training.optimization import Optimization
 from lightning_modules.colar_grpo_module import ColarGRPOModule
 from lightning_modules.colar_module import ColarModule
@@ -68,7 +70,7 @@ def supervised(model: Path, **options) -> ColarModule:
         "compression": [1, 2, 3],
         "prompt_form": FORM,
         "max_latents": 8,
-        "latent_loss": "nll",
+        "loss": ColarLoss("nll"),
         "global_batch_size": 8,
     }
     defaults |= {"optimization": Optimization(lr=5e-3, warmup_steps=2, schedule="linear"), "max_answer_tokens": 4}
@@ -80,14 +82,14 @@ def grpo(colar: Path, **options) -> ColarGRPOModule:
         "optimization": Optimization(lr=5e-3),
         "global_batch_size": 8,
         "max_answer_tokens": 4,
-        "group_size": 4,
+        "grpo": GRPO(4),
     }
     return ColarGRPOModule(str(colar), **(defaults | options))
 
 
 def make(name: str, model: Path, colar: Path, **options):
     if name.startswith("grpo"):
-        return grpo(colar, num_updates=2 if "two" in name else 1, **options)
+        return grpo(colar, grpo=GRPO(4, 2 if "two" in name else 1), **options)
     return supervised(model, lora=LoRA(r=4, dropout=0.3) if name == "lora" else None, **options)
 
 
@@ -198,7 +200,7 @@ def test_reinforcement_raises_the_reward(colar, tmp_path, rewarding):
         def on_train_batch_end(self, trainer, *_) -> None:
             rewards.append(float(trainer.callback_metrics["train/reward"]))
 
-    module = grpo(colar, global_batch_size=16, group_size=8, optimization=Optimization(lr=5e-3))
+    module = grpo(colar, global_batch_size=16, grpo=GRPO(8), optimization=Optimization(lr=5e-3))
     make_trainer(max_epochs=12, limit_val_batches=0, callbacks=[Rewards()]).fit(module, make_data(tmp_path, 16))
     assert rewards[-1] > rewards[0] + 0.15
 
@@ -206,11 +208,11 @@ def test_reinforcement_raises_the_reward(colar, tmp_path, rewarding):
 def test_rollouts_with_fixed_noise_train_any_head_and_a_divergence_keeps_it_close(model, tmp_path, rewarding):
     folder = tmp_path / "mse"
     make_trainer(max_epochs=30, limit_val_batches=0, callbacks=[ExportModel(str(folder))]).fit(
-        supervised(model, latent_loss="mse", optimization=Optimization(lr=1e-2)), make_data(tmp_path, 8)
+        supervised(model, loss=ColarLoss("mse"), optimization=Optimization(lr=1e-2)), make_data(tmp_path, 8)
     )
     moved = []
     for kl_weight in (0.0, 10.0):
-        module = grpo(folder, sampler=AdditiveGaussianNoise(1.0), kl_weight=kl_weight, num_updates=4)
+        module = grpo(folder, sampler=AdditiveGaussianNoise(1.0), grpo=GRPO(4, 4, kl_weight=kl_weight))
         start = flat_weights(module)
         make_trainer(max_epochs=4, limit_val_batches=0).fit(module, make_data(tmp_path, 8))
         moved.append(float((flat_weights(module) - start).norm()))
@@ -234,11 +236,11 @@ def test_impossible_training_is_refused(options, message, model):
 
 def test_impossible_reinforcement_is_refused(model, colar, tmp_path):
     with pytest.raises(UserError, match="group_size of 2 or more"):
-        grpo(colar, group_size=1)
+        GRPO(1)
     with pytest.raises(UserError, match="needs the whole global batch at once"):
-        make_trainer(max_epochs=1).fit(grpo(colar, num_updates=2), make_data(tmp_path, 4))
+        make_trainer(max_epochs=1).fit(grpo(colar, grpo=GRPO(4, 2)), make_data(tmp_path, 4))
     make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[ExportModel(str(tmp_path / "mse"))]).fit(
-        supervised(model, latent_loss="mse"), make_data(tmp_path, 8)
+        supervised(model, loss=ColarLoss("mse")), make_data(tmp_path, 8)
     )
     with pytest.raises(UserError, match="trains: use mse"):
-        supervised(tmp_path / "mse", latent_loss="nll")
+        supervised(tmp_path / "mse", loss=ColarLoss("nll"))

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 from latent_tts.training.codi import (
+    Distillation,
     DistillationForms,
     Lesson,
     build_lessons,
@@ -47,10 +48,10 @@ def written_out(backbone, embeds, answer_ids, num_label_ids):
     labels = torch.tensor(num_label_ids)
     logits = output.logits[0, -len(labels) - 1 : -1]
     number = embeds.shape[1] - len(answer_ids)
-    return cross_entropy(logits, labels), [states[0, number - 1] for states in output.hidden_states[1:]]
+    return cross_entropy(logits, labels), [states[0, number - 1] for states in output.hidden_states]
 
 
-def naive(backbone, example):
+def naive(backbone, example, first_layer=0):
     """The definition: latents by a pass over the whole sequence each; no cache, no padding, no other example."""
     embed = lambda ids: backbone.embed(torch.tensor([ids]))  # noqa: E731
     number = [*ids_of(backbone, " " + example.answer), backbone.eos_token_id]
@@ -69,7 +70,7 @@ def naive(backbone, example):
     teacher_loss, teacher_states = written_out(backbone, teacher, number[1:], [*steps, *words, *number])
 
     distances = []
-    for mine, other in zip(student_states, teacher_states, strict=True):
+    for mine, other in list(zip(student_states, teacher_states, strict=True))[first_layer:]:
         gap = (mine - other.detach()).abs()
         smooth = torch.where(gap < 1, gap**2 / 2, gap - 0.5)
         distances.append(smooth.mean() / other.detach().std())
@@ -80,6 +81,12 @@ def gradient(backbone, loss):
     backbone.zero_grad()
     loss.backward()
     return torch.cat([p.grad.flatten() for p in backbone.parameters()])
+
+
+def test_without_the_embeddings_one_layer_fewer_is_compared(backbone):
+    expected = torch.stack([naive(backbone, example, first_layer=1) for example in EXAMPLES])
+    found = batched(backbone, EXAMPLES, distillation=Distillation(embeddings=False))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_losses_and_gradients_equal_the_definition(backbone):
@@ -140,6 +147,13 @@ def test_distance_by_hand():
     student = torch.tensor([[[0.5, 5.0]], [[1.0, -1.0]]])
     expected = (0.125 + 2.5) / 2 / 2**0.5 / 2
     torch.testing.assert_close(state_distance(student, teacher), torch.tensor([expected]))
+
+
+def test_the_deviation_of_a_batch_is_that_of_all_its_states():
+    """One layer, two examples: the teacher's entries 0, 2, 4, 6 deviate by sqrt(20 / 3); gaps of 1 weigh a half each."""
+    teacher = torch.tensor([[[0.0, 2.0], [4.0, 6.0]]])
+    found = state_distance(teacher + torch.tensor([1.0, 0.0]), teacher, "batch")
+    torch.testing.assert_close(found, torch.full((2,), 0.25 / (20 / 3) ** 0.5))
 
 
 def test_positions_that_count_padding_are_those_of_left_padded_prompts(tiny_backbone):

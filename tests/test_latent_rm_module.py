@@ -281,7 +281,7 @@ def test_two_processes_are_one_process(tmp_path: Path) -> None:
         "trainer.enable_progress_bar": "false",
         "trainer.callbacks": "tests.test_latent_rm_module.SaveGradients",
         "trainer.callbacks.file": tmp_path / "two",
-        "trainer.enable_checkpointing": "false",
+        "output": tmp_path / "run",
         "model.backbone": workplace / "backbone",
         "model.optimization.lr": 3e-3,
         "model.labels": "continuations",

@@ -21,7 +21,7 @@ SMALLER = [
     "--num_examples 60 --model.hidden_size 32 --model.num_layers 1 --model.vocab_size 300",
     "--model.curriculum.cot_epochs 1 --model.curriculum.epochs_per_stage 1 --trainer.max_epochs 5 --data.train_size 32"
     " --data.val_size 4 --trainer.devices 1 --trainer.strategy auto",
-    "--data.train_size 32 --data.val_size 4 --trainer.max_epochs 6 --trainer.devices 1 --trainer.strategy auto",
+    "--data.train_size 32 --data.val_size 4 --trainer.max_epochs 1 --trainer.devices 1 --trainer.strategy auto",
     "--data.size 24 --model.num_rollouts 4 --model.num_continuations 2 --trainer.devices 1 --trainer.strategy auto",
     "--trainer.max_epochs 1 --data.leave_out_uniform false --data.leave_out_uniform_val false --data.batch_size 4"
     " --data.val_share 0.5 --trainer.devices 1 --trainer.strategy auto",
@@ -60,8 +60,7 @@ def test_the_whole_way_from_a_random_model_to_a_report(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for command, more in zip(way, SMALLER, strict=True):
         run(command, more, tmp_path)
-    assert (tmp_path / "checkpoints" / "tiny-coconut" / "model.safetensors").exists()
-    assert (tmp_path / "checkpoints" / "tiny-latent-rm" / "model.safetensors").exists()
+    assert not (tmp_path / "checkpoints").exists()
     metrics = json.loads((tmp_path / "results" / "everything" / "metrics.json").read_text())
     assert metrics["num_problems"] == 4
     assert {"greedy", "majority_voting", "best_of_n_last", "beam_search", "particle_filtering"} <= set(

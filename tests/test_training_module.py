@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from latent_tts.backbones.lora import LoRA
 from latent_tts.errors import UserError
 from latent_tts.sampling import NativeGaussian
+from latent_tts.training.grpo import GRPO
 from latent_tts.training.optimization import Optimization
 from lightning_modules.coconut_module import CoconutModule
 from lightning_modules.codi_module import CodiModule
@@ -48,10 +49,10 @@ def test_a_checkpoint_makes_its_module_again(kind, model, tmp_path):
 def test_samplers_and_nested_dataclasses_survive_the_way_through_plain_data(tiny_backbone, tmp_path):
     tiny_backbone("colar", "llama", latent_log_std=True).save_pretrained(tmp_path)
     optimization = Optimization(betas=(0.5, 0.6))
-    module = ColarGRPOModule(str(tmp_path), NativeGaussian(0.7), optimization=optimization, group_size=3)
+    module = ColarGRPOModule(str(tmp_path), NativeGaussian(0.7), optimization=optimization, grpo=GRPO(3))
     given = restored(ColarGRPOModule, json.loads(json.dumps(dict(module.hparams))))
     assert repr(given["sampler"]) == repr(NativeGaussian(0.7))
-    assert (tuple(given["optimization"].betas), given["group_size"]) == ((0.5, 0.6), 3)
+    assert (tuple(given["optimization"].betas), given["grpo"]) == ((0.5, 0.6), GRPO(3))
 
 
 def test_a_change_of_options_is_possible_on_loading(model, tmp_path):

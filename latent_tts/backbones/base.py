@@ -216,11 +216,14 @@ class LatentBackbone(Freezable, ABC):
     def hidden_layers(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any = None
     ) -> tuple[Tensor, ...]:
-        """Hidden states after every block, (B, L, D) each, those of the last one after the final norm; as `last_hidden`."""
+        """What goes into the first block, then hidden states after every block, those of the last one after the final norm.
+
+        Arguments as in `last_hidden`; L + 1 tensors (B, L, D) for L blocks.
+        """
         out = decoder_pass(
             self.model, inputs_embeds, position_ids, attention_mask, past_key_values, output_hidden_states=True
         )
-        states: tuple[Tensor, ...] = out.hidden_states[1:]
+        states: tuple[Tensor, ...] = out.hidden_states
         return states
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -38,11 +38,14 @@ class Curriculum:
     """Latent thoughts that stand for one written step."""
     uniform_prob: float = 0.0
     """Probability that an example is trained at a random earlier stage instead of the current one."""
+    first_epoch: int = 0
+    """Epoch of this schedule that the training begins with: what comes before it, another training has done."""
 
     def __post_init__(self) -> None:
-        if self.cot_epochs < 0 or self.epochs_per_stage < 1 or self.latent_stages < 1 or self.latents_per_step < 1:
+        at_least_1 = min(self.epochs_per_stage, self.latent_stages, self.latents_per_step)
+        if min(self.cot_epochs, self.first_epoch) < 0 or at_least_1 < 1:
             raise UserError(
-                f"{self} is not usable: cot_epochs must be at least 0, and epochs_per_stage, latent_stages and "
+                f"{self} is not usable: cot_epochs and first_epoch must be at least 0, and epochs_per_stage, latent_stages and "
                 "latents_per_step at least 1."
             )
         if not 0.0 <= self.uniform_prob <= 1.0:
@@ -57,7 +60,8 @@ class Curriculum:
         return self.latent_stages * self.latents_per_step
 
     def stage(self, epoch: int) -> int:
-        """The stage that `epoch` (from 0) trains."""
+        """The stage that `epoch` (from 0) of the training is in."""
+        epoch += self.first_epoch
         if epoch < self.cot_epochs:
             return 0
         return min(1 + (epoch - self.cot_epochs) // self.epochs_per_stage, self.final_stage)

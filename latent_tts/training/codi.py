@@ -8,13 +8,14 @@ What the two prompts begin with, the question, is encoded once. Each block of co
 
 Both predict the answer, the teacher also its steps t. At the column that predicts the first token of the answer's number, the
 student's hidden state of every layer is drawn to the teacher's. Every loss is one number per example: neither padding nor the
-other rows of a batch enter it.
+other rows of a batch enter it (but for the deviation over a batch, where it is asked for).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +43,31 @@ class DistillationForms:
         for name, field in (("teacher_prompt", "{question}"), ("step", "{step}"), ("answer", "{answer}")):
             if field not in getattr(self, name):
                 raise UserError(f"The form {name} must hold {field}, got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How the student's hidden states are drawn to the teacher's."""
+
+    factor: float = 1.0
+    """Weight of the distillation beside the two cross-entropies."""
+    warmup: float = 0.0
+    """Share of all optimizer steps over which that weight rises from 0, for a start whose teacher cannot reason in writing yet:
+    until it can, its hidden states would only spoil the student's."""
+    embeddings: bool = True
+    """Whether what goes into the first block counts as a layer too, as published."""
+    deviation: Literal["state", "batch"] = "state"
+    """What the distance is divided by: the standard deviation of the teacher's own state over its dimensions, or, as published,
+    of the teacher's states of a whole micro batch, so that an example's loss depends on the others."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.warmup <= 1.0:
+            raise UserError(f"distillation.warmup is a share of the training and must be in [0, 1], got {self.warmup}.")
+        if self.deviation not in ("state", "batch"):
+            raise UserError(f"distillation.deviation must be state or batch, got {self.deviation!r}.")
+
+
+DEFAULT_DISTILLATION = Distillation()
 
 
 @dataclass(frozen=True)
@@ -169,13 +195,17 @@ class DistillationLosses:
 
 
 def distillation_losses(
-    backbone: LatentBackbone, batch: DistillationBatch, count_padding: bool = False
+    backbone: LatentBackbone,
+    batch: DistillationBatch,
+    distillation: Distillation = DEFAULT_DISTILLATION,
+    count_padding: bool = False,
 ) -> DistillationLosses:
     """The three losses of every example of a batch, with gradients.
 
     Args:
         backbone: Teacher and student.
         batch: Lessons.
+        distillation: Which layers are compared, and in which unit.
         count_padding: Whether positions count from where padding on the left would begin, as where no position ids are
             handed to a model with left-padded prompts. Then the other rows of the batch do enter.
     """
@@ -187,11 +217,13 @@ def distillation_losses(
     student.think(batch.prompt_ids, batch.prompt_mask, batch.prompt_mask.new_ones(len(lengths), batch.num_latents))
     student_loss, student_states = _write(student, batch.student)
     teacher_loss, teacher_states = _write(teacher, batch.teacher)
-    return DistillationLosses(student_loss, teacher_loss, state_distance(student_states, teacher_states))
+    first = 0 if distillation.embeddings else 1
+    distance = state_distance(student_states[first:], teacher_states[first:], distillation.deviation)
+    return DistillationLosses(student_loss, teacher_loss, distance)
 
 
 def _write(thought: Thought, written: Written) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of each row's labels (B,), and the hidden states at `read` of every layer (layers, B, D)."""
+    """Mean cross-entropy of each row's labels (B,), and the states at `read` of every layer, embeddings first (layers, B, D)."""
     layers = thought.feed_layers(thought.backbone.embed(written.ids), written.mask)
     labelled = written.labels[:, 1:]
     logits = thought.backbone.logits(layers[-1][:, :-1][labelled])  # (labels, V)
@@ -201,12 +233,12 @@ def _write(thought: Thought, written: Written) -> tuple[Tensor, Tensor]:
     return sums / labelled.sum(dim=1), torch.stack([hidden[rows, written.read] for hidden in layers])
 
 
-def state_distance(student: Tensor, teacher: Tensor) -> Tensor:
+def state_distance(student: Tensor, teacher: Tensor, deviation: Literal["state", "batch"] = "state") -> Tensor:
     """Smooth L1 distance in units of the teacher's standard deviation, mean over layers: (layers, B, D) twice to (B,).
 
-    The deviation is that of one state over its D entries (the published code takes it over all rows of the batch at once, so
-    that an example's loss depends on the others). The teacher gets no gradient.
+    The teacher gets no gradient. `Distillation.deviation` says of what the deviation is.
     """
     teacher = teacher.detach().float()
     distance = smooth_l1_loss(student.float(), teacher, reduction="none").mean(dim=-1)  # (layers, B)
-    return (distance / teacher.std(dim=-1)).mean(dim=0)
+    unit = teacher.std(dim=-1) if deviation == "state" else teacher.std(dim=(1, 2)).unsqueeze(-1)
+    return (distance / unit).mean(dim=0)

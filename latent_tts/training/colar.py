@@ -20,7 +20,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -28,9 +28,36 @@ from torch.nn.functional import cross_entropy
 
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.colar import Colar
+from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 
 LatentLoss = Literal["mse", "nll", "soft_mse", "mse_nll"]
+
+
+@dataclass(frozen=True)
+class ColarLoss:
+    """How the losses of tokens and of merged embeddings become one."""
+
+    form: LatentLoss = "mse"
+    """Of the merged embeddings: mse, nll, soft_mse or mse_nll (`latent_losses`). All but mse train a deviation beside the mean,
+    which the sampler NativeGaussian draws from."""
+    weight: float = 1.0
+    """Weight of the loss of the merged embeddings."""
+    entropy_weight: float = 0.0
+    """Weight of the entropy in soft_mse; published is 0."""
+    mean: Literal["own_terms", "labels"] = "own_terms"
+    """own_terms, as published: the mean over the tokens plus the weight times the mean over the merged embeddings, each over its
+    own terms in the global batch. labels: both are divided by the number of tokens, so that compression takes weight from the
+    merged embeddings as it takes their number down."""
+
+    def __post_init__(self) -> None:
+        if self.form not in get_args(LatentLoss) or self.mean not in ("own_terms", "labels"):
+            raise UserError(
+                f"loss.form must be one of {', '.join(get_args(LatentLoss))} and loss.mean own_terms or labels, got "
+                f"{self.form!r} and {self.mean!r}."
+            )
+        if not self.weight >= 0:
+            raise UserError(f"loss.weight must be 0 or more, got {self.weight}.")
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,11 @@ class CompressedExample:
     groups: list[list[int]]  # the step tokens behind each merged embedding
     drawn_ids: list[int]  # one token of each group, the label of the column before it
     tail_ids: list[int]  # ###, answer, end of text
+
+    @property
+    def num_tokens(self) -> int:
+        """Token labels, the drawn ones and those of the tail."""
+        return len(self.drawn_ids) + len(self.tail_ids)
 
 
 def compression_factor(factors: Sequence[int], seed: int, epoch: int, batch: int) -> int:
@@ -141,7 +173,7 @@ def colar_losses(
     examples: Sequence[CompressedExample],
     factor: int,
     form: LatentLoss = "mse",
-    entropy_weight: float = 0.1,
+    entropy_weight: float = 0.0,
 ) -> ColarLosses:
     """Losses of compressed examples, each independent of padding and of the other rows.
 
@@ -178,7 +210,7 @@ def merge(backbone: LatentBackbone, groups: Sequence[Sequence[int]], factor: int
 
 
 def latent_losses(
-    mean: Tensor, log_std: Tensor | None, target: Tensor, form: LatentLoss, entropy_weight: float = 0.1
+    mean: Tensor, log_std: Tensor | None, target: Tensor, form: LatentLoss, entropy_weight: float = 0.0
 ) -> Tensor:
     """Loss of predicted thoughts, averaged over the dimensions: (M, D) to (M,), all in units of the embeddings' deviation.
 

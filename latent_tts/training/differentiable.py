@@ -82,7 +82,7 @@ class Thought:
         return self.backbone.last_hidden(embeds, mask, position_ids, past_key_values=self.cache)
 
     def feed_layers(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """The same, with the hidden states of every layer: (B, L, D) each, the last ones after the final norm."""
+        """The same, with the states of every layer, from what goes into the first: (B, L, D) each, the last after the norm."""
         mask, position_ids = self._append(mask)
         return self.backbone.hidden_layers(embeds, mask, position_ids, past_key_values=self.cache)
 

@@ -23,8 +23,30 @@ from torch.nn.functional import cross_entropy
 
 from latent_tts.backbones.colar import Colar
 from latent_tts.engine.rollouts import Rollouts
+from latent_tts.errors import UserError
 from latent_tts.sampling import Sampler
 from latent_tts.training.colar import Columns, columns_before, hidden_states
+
+
+@dataclass(frozen=True)
+class GRPO:
+    """How groups of rollouts are drawn and learned from."""
+
+    group_size: int = 8
+    """Rollouts of each problem."""
+    num_updates: int = 1
+    """Optimizer steps on each batch of rollouts; more than 1 needs the whole global batch at once."""
+    clip: float = 0.2
+    """How far the ratio of new to old probabilities counts from 1."""
+    kl_weight: float = 0.0
+    """Weight of the divergence from the model that the training starts from; 0 keeps no copy of it."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2 or self.num_updates < 1 or not 0 < self.clip < 1 or self.kl_weight < 0:
+            raise UserError(
+                "GRPO needs group_size of 2 or more, num_updates of 1 or more, clip between 0 and 1 and kl_weight of 0 or more, "
+                f"got {self.group_size}, {self.num_updates}, {self.clip} and {self.kl_weight}."
+            )
 
 
 class LogProbs(NamedTuple):
