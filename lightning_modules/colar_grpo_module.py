@@ -18,7 +18,16 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 from latent_tts.sampling import NativeGaussian, Sampler
-from latent_tts.training.grpo import GRPO, Experience, LogProbs, action_log_probs, experience_of, grpo_terms
+from latent_tts.training.grpo import (
+    GRPO,
+    Experience,
+    LogProbs,
+    Policy,
+    divergences,
+    experience_of,
+    grpo_terms,
+    policy_on,
+)
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
 from lightning_modules.colar_module import greedy_answers
@@ -57,6 +66,7 @@ class ColarGRPOModule(BackboneModule):
         "train/reward",
         "train/learned_share",
         "train/latents",
+        "train/kl",
         "val/latents",
     )
 
@@ -110,11 +120,16 @@ class ColarGRPOModule(BackboneModule):
         if experience is None or old is None:
             # No term, but every weight takes part, as all processes of a run expect.
             return torch.stack([p.sum() for p in self.parameters() if p.requires_grad])[:0]
-        new, reference = action_log_probs(self.backbone, self.sampler, experience), None
+        policy, divergence = self.policy(self.backbone, experience), None
         for model in self.reference:
             with torch.no_grad():
-                reference = action_log_probs(model, self.sampler, experience)
-        return grpo_terms(new, old, experience, self.grpo.clip, reference, self.grpo.kl_weight)
+                reference = self.policy(model, experience)
+            divergence = divergences(policy, reference)
+            self.log("train/kl", torch.cat(divergence).detach().mean(), batch_size=1)
+        return grpo_terms(policy.log_probs, old, experience, self.grpo.clip, divergence, self.grpo.kl_weight)
+
+    def policy(self, model: Colar, experience: Experience) -> Policy:
+        return policy_on(model, self.sampler, self.grpo.answers, experience)
 
     @torch.no_grad()
     def collect(self, batch: Sequence[ReasoningExample]) -> None:
@@ -122,7 +137,7 @@ class ColarGRPOModule(BackboneModule):
         questions = [example.question for example in batch]
         golds = [parse_answer(example.answer) for example in batch]
         seed = random.Random(f"{self.epoch_key}/rollouts").getrandbits(31)
-        rollouts = RolloutEngine(self.backbone, self.sampler, self.max_answer_tokens).rollout(
+        rollouts = RolloutEngine(self.backbone, self.sampler, self.max_answer_tokens, self.grpo.answers).rollout(
             questions, self.grpo.group_size, seed
         )
         right = [[answers_equal(a, gold) for a in row] for row, gold in zip(rollouts.answers, golds, strict=True)]
@@ -130,7 +145,7 @@ class ColarGRPOModule(BackboneModule):
         self.experience = experience_of(self.backbone, self.backbone.encode_prompts(questions), rollouts, rewards)
         self.old = None
         if self.experience is not None:
-            self.old = action_log_probs(self.backbone, self.sampler, self.experience)
+            self.old = self.policy(self.backbone, self.experience).log_probs
         mixed = 0 if self.experience is None else self.experience.num_rollouts
         self.log("train/reward", rewards.mean(), prog_bar=True, batch_size=len(batch))
         self.log("train/learned_share", mixed / rewards.numel(), batch_size=len(batch))

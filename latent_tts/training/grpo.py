@@ -1,14 +1,15 @@
 """GRPO on latent rollouts: what a group of rollouts of one problem teaches the policy that drew them.
 
-A rollout is a sequence of actions: its latent thoughts, drawn from a Gaussian, and its answer tokens.
+A rollout is a sequence of actions: its latent thoughts, drawn from a Gaussian, and its answer tokens, drawn by `AnswerSampler`.
 
     rewards (B, N)  ->  advantages (B, N), normalised in each group; 0 where a group is all right or all wrong
-    one teacher-forced pass over prompt, thoughts, ### and answer  ->  log-probability of every action
-    term of a rollout = - mean over its actions of min(rho A, clip(rho, 1 - c, 1 + c) A),   rho = exp(new - old)
+    one teacher-forced pass over prompt, thoughts, ### and answer  ->  log-probability of every draw
+    term of a draw    = - min(rho A, clip(rho, 1 - c, 1 + c) A),   rho = exp(new - old)
+    term of a rollout = mean over its actions, of which a thought has D draws, summed: its dimensions are independent
 
-The log-density of a thought is averaged over its D dimensions: log pi(h) = 1/D sum_d log N(h_d; m_d, s_d^2). Its sum would
-change by hundreds under the smallest update (D terms of one sign), so every ratio would be clipped and the answer tokens, one
-scalar each, would not count beside it; the mean is the ratio of a typical dimension, on the scale of a token's.
+A ratio is that of one dimension or one token. That of a whole thought is a product of D factors on one side of 1, so it would be
+clipped after the smallest update; before the first update both have the same gradient, the policy gradient.
+The divergence from a reference model is exact where it can be: summed over the dimensions of a thought, and over the vocabulary.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.distributions import Normal, kl_divergence
 
 from latent_tts.backbones.colar import Colar
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
 from latent_tts.sampling import Sampler
+from latent_tts.sampling.answer_sampler import AnswerSampler
 from latent_tts.training.colar import Columns, columns_before, hidden_states
+
+DRAWN_ANSWERS = AnswerSampler(temperature=1.0, top_p=0.9)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class GRPO:
     """How far the ratio of new to old probabilities counts from 1."""
     kl_weight: float = 0.0
     """Weight of the divergence from the model that the training starts from; 0 keeps no copy of it."""
+    answers: AnswerSampler = DRAWN_ANSWERS
+    """How the tokens of answers are drawn, and so weighed."""
 
     def __post_init__(self) -> None:
         if self.group_size < 2 or self.num_updates < 1 or not 0 < self.clip < 1 or self.kl_weight < 0:
@@ -50,10 +56,25 @@ class GRPO:
 
 
 class LogProbs(NamedTuple):
-    """Log-probabilities of all actions of a batch of rollouts, in reading order."""
+    """Log-probabilities of all draws of a batch of rollouts, in reading order."""
 
-    latents: Tensor  # (M,), each averaged over its dimensions
+    latents: Tensor  # (M, D), of the dimensions of the thoughts
     tokens: Tensor  # (A,), of the answers' tokens
+
+
+class Policy(NamedTuple):
+    """What a model draws from in the places of a batch of rollouts, and the log-probabilities of what was drawn."""
+
+    log_probs: LogProbs
+    thoughts: Normal  # (M, D)
+    tokens: Tensor  # (A, V), log-probabilities at the temperature of the answers, of all tokens
+
+
+class Divergences(NamedTuple):
+    """KL divergence of a policy from another one in the places of a batch of rollouts."""
+
+    latents: Tensor  # (M,), of whole thoughts
+    tokens: Tensor  # (A,)
 
 
 @dataclass(frozen=True)
@@ -117,15 +138,37 @@ def answer_tokens(ids: Tensor, backbone: Colar) -> list[int]:
     return tokens[: end + 1]
 
 
-def action_log_probs(backbone: Colar, sampler: Sampler, experience: Experience) -> LogProbs:
-    """One teacher-forced pass: log-probabilities of every thought and answer token under the model as it is."""
+def policy_on(backbone: Colar, sampler: Sampler, answers: AnswerSampler, experience: Experience) -> Policy:
+    """One teacher-forced pass: what the model as it is draws from in every place of the rollouts."""
     columns, latents = experience.columns, experience.latents
     hidden = hidden_states(backbone, columns, latents)
-    densities = sampler.log_prob(backbone, hidden[columns_before(columns.thoughts)], latents)  # (M, D)
-    answers = experience.answers
-    logits = backbone.logits(hidden[columns_before(answers)])
-    tokens = -cross_entropy(logits.float(), columns.ids[answers], reduction="none")
-    return LogProbs(densities.mean(dim=-1), tokens)
+    thoughts = sampler.distribution(backbone, hidden[columns_before(columns.thoughts)])
+    logits = backbone.logits(hidden[columns_before(experience.answers)]).float()
+    tokens = token_log_probs(answers, logits, columns.ids[experience.answers])
+    log_probs = LogProbs(thoughts.log_prob(latents.float()), tokens)
+    return Policy(log_probs, thoughts, (logits / answers.temperature).log_softmax(dim=-1))
+
+
+def token_log_probs(answers: AnswerSampler, logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities (A,) of tokens (A,) under the distribution (A, V) that they were drawn from.
+
+    A token that an update, or rounding, has taken out of the nucleus counts as a further member of it: it was drawn.
+    """
+    within = answers.log_probs(logits)  # -inf outside
+    best = logits.argmax(dim=-1, keepdim=True)
+    scaled = logits / answers.temperature
+    mass = (scaled.gather(-1, best) - within.gather(-1, best)).squeeze(-1)  # log of the nucleus' unnormalised mass
+    found, own = (values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) for values in (within, scaled))
+    return own - torch.where(found.isinf(), torch.logaddexp(mass, own), mass)
+
+
+def divergences(policy: Policy, reference: Policy) -> Divergences:
+    """Exact in every place: a thought's is the sum over its dimensions, a token's that of the distributions without nucleus.
+
+    With the nucleus it would be infinite wherever that of the reference leaves a token out.
+    """
+    tokens = (policy.tokens.exp() * (policy.tokens - reference.tokens)).sum(dim=-1)
+    return Divergences(kl_divergence(policy.thoughts, reference.thoughts).sum(dim=-1), tokens)
 
 
 def grpo_terms(
@@ -133,7 +176,7 @@ def grpo_terms(
     old: LogProbs,
     experience: Experience,
     clip: float = 0.2,
-    reference: LogProbs | None = None,
+    divergence: Divergences | None = None,
     kl_weight: float = 0.0,
 ) -> Tensor:
     """Term of the loss of every rollout, the mean over its actions: (R,).
@@ -143,20 +186,23 @@ def grpo_terms(
         old: Of the policy that drew the rollouts.
         experience: The rollouts.
         clip: How far a ratio counts from 1.
-        reference: Of the model to stay close to; with it, each action adds ``kl_weight`` times the estimate
-            exp(ref - new) - (ref - new) - 1 of its divergence, which is never negative and right on average.
+        divergence: From the model to stay close to, with gradients; each action adds ``kl_weight`` times its own.
         kl_weight: Weight of the divergence.
     """
-    rows, answers = torch.arange(experience.num_rollouts, device=new.latents.device).unsqueeze(1), experience.answers
+    rows, answers = torch.arange(experience.num_rollouts, device=new.tokens.device).unsqueeze(1), experience.answers
     rows = rows.expand_as(answers)
-    row_of_action = torch.cat([rows[experience.columns.thoughts], rows[answers]])
-    log_probs = torch.cat(new)
-    ratio = (log_probs - torch.cat(old).detach()).exp()
-    advantage = experience.advantages[row_of_action]
-    terms = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-    if reference is not None:
-        difference = torch.cat(reference).detach() - log_probs
-        terms = terms + kl_weight * (difference.exp() - difference - 1)
+    of_thoughts, of_tokens = rows[experience.columns.thoughts], rows[answers]
+    advantages = experience.advantages
+    thoughts = clipped(new.latents, old.latents, advantages[of_thoughts].unsqueeze(-1), clip).sum(dim=-1)
+    terms = torch.cat([thoughts, clipped(new.tokens, old.tokens, advantages[of_tokens], clip)])
+    if divergence is not None:
+        terms = terms + kl_weight * torch.cat(divergence)
+    row_of_action = torch.cat([of_thoughts, of_tokens])
     lengths = torch.bincount(row_of_action, minlength=experience.num_rollouts)
-    sums = torch.zeros_like(experience.advantages).index_add(0, row_of_action, terms)
-    return sums / lengths
+    return torch.zeros_like(advantages).index_add(0, row_of_action, terms) / lengths
+
+
+def clipped(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """Terms of draws, (...): the less hopeful of the ratio and the clipped ratio, times the advantage, negated."""
+    ratio = (new - old.detach()).exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
