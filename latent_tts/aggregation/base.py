@@ -17,6 +17,7 @@ from torch import Tensor
 
 from latent_tts.answers import answer_key
 from latent_tts.errors import UserError
+from latent_tts.seeding import widest_float
 
 StepReduction = Literal["sum", "mean", "min", "last", "product"]
 
@@ -112,7 +113,7 @@ def check_ks(ks: Sequence[int], num_rollouts: int) -> None:
 
 
 def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: StepReduction = "sum") -> Tensor:
-    """Reduce step scores (..., N, T) over the valid steps to one score a rollout (..., N), float64.
+    """Reduce step scores (..., N, T) over the valid steps to one score a rollout (..., N), float64 where the device has it.
 
     Scores are unbounded logits. `product` is therefore the product of the step probabilities sigmoid(score), kept as
     its logarithm, the sum of logsigmoid(score): the order is that of the product, and exp() of it is the product
@@ -125,7 +126,7 @@ def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: St
     if reduction not in get_args(StepReduction):
         known = ", ".join(get_args(StepReduction))
         raise UserError(f"step score reduction '{reduction}' is unknown: use one of {known}")
-    scores = scores.detach().double()
+    scores = scores.detach().to(widest_float(scores.device))
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape != scores.shape:
         raise UserError(f"scores have shape {tuple(scores.shape)}, but their mask has shape {tuple(mask.shape)}")

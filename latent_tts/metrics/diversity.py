@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from latent_tts.errors import UserError
+from latent_tts.seeding import widest_float
 
 
 def step_diversity(latents: Tensor, num_latents: Tensor | None = None) -> Tensor:
@@ -22,14 +23,15 @@ def step_diversity(latents: Tensor, num_latents: Tensor | None = None) -> Tensor
         num_latents: (N,) how many of the T steps each rollout thought; None for all.
 
     Returns:
-        (T,) float64; NaN at a step that fewer than 2 rollouts reached.
+        (T,) float64 where the device has it; NaN at a step that fewer than 2 rollouts reached.
     """
     if latents.ndim != 3:
         raise UserError(f"latents have shape {tuple(latents.shape)}: one problem's must be (rollouts, steps, width)")
     steps = torch.arange(latents.shape[1], device=latents.device)
     mask = torch.ones_like(latents[..., 0]).bool() if num_latents is None else steps < num_latents[:, None].to(steps)
-    count = mask.sum(0).double()  # (T,)
-    latents = torch.where(mask[..., None], latents, 0).double()
+    wide = widest_float(latents.device)
+    count = mask.sum(0).to(wide)  # (T,)
+    latents = torch.where(mask[..., None], latents, 0).to(wide)
     norm = latents.norm(dim=-1, keepdim=True)
     unit = latents / torch.where(norm > 0, norm, 1.0)  # (N, T, D)
     centred = unit - mask[..., None] * (unit.sum(0) / count.clamp_min(1)[:, None])

@@ -21,6 +21,7 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.rollouts import Answers
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
+from latent_tts.seeding import widest_float
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class ScoredThoughts:
     Attributes:
         keys: (P,) int64, the random streams of the problems, from which those of the rows descend.
         state: The rows of the engine.
-        scores: (R, t) float64 step scores, 0 where a row had stopped.
+        scores: (R, t) step scores, float64 where the device has it, 0 where a row had stopped.
         counted: (R,) bool, rows that are part of the search; the others only fill up the rectangle and cost nothing.
         backbone_steps, reward_steps: (P,) int64, positions so far.
     """
@@ -135,7 +136,7 @@ class ScoredThoughts:
         self.reward_steps = rewards.prompt_lengths.cpu().long()
         problems = torch.arange(len(start.prompts), device=self.device)
         self._rewards = rewards.select(problems.unsqueeze(1).expand(-1, num_rows))
-        self.scores = torch.empty(self.num_rows, 0, dtype=torch.float64, device=self.device)
+        self.scores = torch.empty(self.num_rows, 0, dtype=widest_float(self.device), device=self.device)
         self.counted = torch.ones(self.num_rows, dtype=torch.bool, device=self.device)
         self._score(num_siblings=num_rows)
 
@@ -197,7 +198,7 @@ class ScoredThoughts:
         return SearchResult(
             answers=[parse_answer(text) for text in texts],
             texts=texts,
-            scores=scores.double().cpu(),
+            scores=scores.cpu().double(),
             latents=pad(self.state.latents[chosen], (0, 0, 0, missing)),
             num_latents=self.state.num_latents[chosen],
             backbone_steps=self.backbone_steps,
@@ -211,7 +212,7 @@ class ScoredThoughts:
             self._discount_duplicates(num_siblings)
         self.counted = self.counted & state.finite  # a row in which a NaN or an infinity came up is out of the search
         self._rewards, scores = self.scorer.step(self._rewards, state.latents[:, -1], ~state.finished)
-        scores = scores.to(self.device, torch.float64)
+        scores = scores.to(self.device, widest_float(self.device))
         if not bool(torch.isfinite(scores).all()):
             raise UserError("A step score is not finite: check the reward model for NaN or infinite outputs.")
         self.scores = torch.cat([self.scores, scores.masked_fill(state.finished, 0.0).unsqueeze(1)], dim=1)

@@ -43,7 +43,7 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
-from latent_tts.seeding import fold_in, uniform
+from latent_tts.seeding import fold_in, uniform, widest_float
 
 StepScoreMeaning = Literal["potential", "reward"]
 Final = Literal["vote", "best"]
@@ -133,9 +133,9 @@ class ParticleFiltering(Named):
         if not bool(due.any()):
             return log_weights
         draws = uniform(fold_in(fold_in(rows.keys, _RESAMPLING_SALT), rows.state.step), ())  # (P,)
-        stay = torch.arange(self.num_particles, device=draws.device)
+        stay = torch.arange(self.num_particles, device=weights.device)
         ancestors = torch.where(due.unsqueeze(1), systematic_resampling(weights, draws), stay)
-        first_row = torch.arange(len(ancestors), device=draws.device).unsqueeze(1) * self.num_particles
+        first_row = torch.arange(len(ancestors), device=weights.device).unsqueeze(1) * self.num_particles
         rows.select(first_row + ancestors)
         rows.rekey(_RESAMPLING_SALT + 1, where=due)
         return log_weights.masked_fill(due.unsqueeze(1), 0.0)
@@ -187,8 +187,8 @@ def systematic_resampling(weights: Tensor, draws: Tensor) -> Tensor:
         (P, N) int64: the particle in whose part of the cumulated weights (u + i) / N falls, for i = 0 .. N - 1.
     """
     count = weights.shape[1]
-    cumulated = weights.double().cumsum(dim=1)
-    places = (draws.unsqueeze(1) + torch.arange(count, device=weights.device)) / count * cumulated[:, -1:]
+    cumulated = weights.to(widest_float(weights.device)).cumsum(dim=1)
+    places = (draws.to(cumulated).unsqueeze(1) + torch.arange(count, device=weights.device)) / count * cumulated[:, -1:]
     return torch.searchsorted(cumulated, places, right=True).clamp_(max=count - 1)
 
 
