@@ -1,27 +1,28 @@
 """Training data for latent backbones: questions with written steps and answers, in batches of similar length."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
+from datamodules.examples import GeneratedExamples, ListedExamples
+from datamodules.positions import PositionLimit
 from datamodules.resampling.resampled import Resampled, templates_of
-from datamodules.sources.catalogue import GSM_SYMBOLIC, RESAMPLED, find_table
+from datamodules.sources.catalogue import GSM_SYMBOLIC, HUB_TABLES, RESAMPLED, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic
 from datamodules.sources.rows import GoodRows, to_example, to_question
 from datamodules.sources.streams import ExampleStream, Mixture, ShuffledPasses
 from datamodules.sources.tables import Table
 from latent_tts.errors import UserError
-from latent_tts.problems import ReasoningExample, problem_id_from_question
+from latent_tts.problems import ReasoningExample, question_key, question_keys
 
 DEFAULT_TRAIN_SIZE = 10_000  # drawn problems in an epoch
 DEFAULT_VAL_SIZE = 500
-CACHED_EXAMPLES = 20_000
 
 
 class ReasoningStepsDataModule(LightningDataModule):
@@ -50,7 +51,8 @@ class ReasoningStepsDataModule(LightningDataModule):
         fresh_per_epoch: Whether new training problems are drawn in every epoch, where they are drawn or mixed.
         val_seed: Seed of the problems that gsm-symbolic draws for validation.
         templates: Template ids that gsm-symbolic draws from; null for all whose solutions parse.
-        exclude: Files and sets (such as gsm8k, for its test questions) whose questions are left out of training too.
+        exclude: Files and sets (such as gsm8k, for its test questions) whose questions are left out of training too; as
+            those of validation they are known by their words, case, blanks and quotation marks aside.
         step_range: Fewest and most written steps of a training problem, which others are left out for; null takes all.
             For tables, as they are or resampled.
         question_column: Column of the question, where a source doesn't call it so; several are joined.
@@ -145,72 +147,98 @@ class ReasoningStepsDataModule(LightningDataModule):
         return batch
 
     def _loader(
-        self, examples: "ListedExamples | GeneratedExamples", sampler: LengthGroupedBatches | LengthSortedBatches
+        self, examples: ListedExamples | GeneratedExamples, sampler: LengthGroupedBatches | LengthSortedBatches
     ) -> DataLoader[Any]:
         # A sampler of index lists in place of a batch sampler: Lightning sets its epoch and puts no other on top.
         return DataLoader(
             examples, batch_size=None, sampler=sampler, num_workers=self.num_workers, collate_fn=unchanged
         )
 
-    def _training_examples(self, excluded: Collection[str]) -> "ListedExamples | GeneratedExamples":
+    def _training_examples(self, excluded: Collection[str]) -> ListedExamples | GeneratedExamples:
         if isinstance(self.train, str) and self.train != GSM_SYMBOLIC and not self.train.startswith(RESAMPLED):
-            return self._read(self.train, self.train_split, self.train_size, "training", question_ids(excluded))
+            return self._read(self.train, self.train_split, self.train_size, "training", question_keys(excluded))
         weights = {self.train: 1} if isinstance(self.train, str) else self.train
         streams = [self._stream(source, excluded) for source in weights]
-        return GeneratedExamples(Mixture(streams, list(weights.values())), self.train_size or DEFAULT_TRAIN_SIZE)
+        mixture = Mixture(streams, list(weights.values()))
+        return GeneratedExamples(mixture, self.train_size or DEFAULT_TRAIN_SIZE, self._limit("training").check)
 
     def _stream(self, source: str, excluded: Collection[str]) -> ExampleStream:
         if source == GSM_SYMBOLIC:
-            problems = GSMSymbolic(self.seed, self.templates, "train", question_ids(excluded))
+            problems = GSMSymbolic(self.seed, self.templates, "train", question_keys(excluded))
             for i in range(min(self.train_size or DEFAULT_TRAIN_SIZE, 300)):  # enough to know the rate
                 problems.example(i)
             _log_left_out("training", problems.num_left_out, problems.num_drawn)
             return problems
         if not source.startswith(RESAMPLED):
-            examples = self._read(source, self.train_split, None, "training", question_ids(excluded)).examples
+            examples = self._read(source, self.train_split, None, "training", question_keys(excluded)).examples
             return ShuffledPasses(examples, self.seed)
         source = source.removeprefix(RESAMPLED)
         table = self._table(source, self.train_split)
         rows = GoodRows(table, to_example, self.skip_bad_rows)
-        wanted = (example for example in rows if example is not None and self._is_wanted(example))
+        limit = self._limit("training")
+        wanted = (
+            example for example in rows if example is not None and self._is_wanted(example) and limit.fits(example)
+        )
         templates, left_out = templates_of(wanted, excluded)
         rows.warn_of_bad_rows()
         if not templates:
             raise UserError(f"no problem of {source!r} can be resampled ({_reasons(left_out)}): name another source")
         share = f"{len(templates)} of {rows.num_rows} problems of {source!r} can be resampled"
         rank_zero_info(f"training data: {share}; of the others, {_reasons(left_out)}")
-        return Resampled(templates, self.seed, question_ids(excluded))
+        return Resampled(templates, self.seed, question_keys(excluded))
 
-    def _generate_val(self) -> "ListedExamples":
+    def _generate_val(self) -> ListedExamples:
         problems = GSMSymbolic(self.val_seed, self.templates, "validation")
-        examples = ListedExamples([problems.example(i) for i in range(self.val_size or DEFAULT_VAL_SIZE)])
+        drawn = [problems.example(i) for i in range(self.val_size or DEFAULT_VAL_SIZE)]
         _log_left_out("validation", problems.num_left_out, problems.num_drawn)
-        return examples
+        limit = self._limit("validation")
+        examples = [example for example in drawn if limit.fits(example)]
+        limit.warn([example for example in drawn if not limit.fits(example)], len(drawn), "validation")
+        return ListedExamples(examples)
 
-    def _read(
-        self, source: str, split: str, size: int | None, name: str, excluded: Collection[str]
-    ) -> "ListedExamples":
-        table = self._table(source, split)
-        rows = GoodRows(table, to_example, self.skip_bad_rows)
-        examples, num_without_steps = [], 0
+    def _read(self, source: str, split: str, size: int | None, name: str, excluded: Collection[str]) -> ListedExamples:
+        rows, limit = GoodRows(self._table(source, split), to_example, self.skip_bad_rows), self._limit(name)
+        examples: list[ReasoningExample] = []
+        too_long: list[ReasoningExample] = []
+        left_out: Counter[str] = Counter()
         for example in rows:
-            if example is None:
-                num_without_steps += 1
-            elif name == "training" and not self._is_wanted(example):
-                continue
-            elif problem_id_from_question(example.question) not in excluded:
+            reason = self._reason_against(example, name, excluded)
+            if reason is not None or example is None:
+                left_out[str(reason)] += 1
+            elif not limit.fits(example):
+                too_long.append(example)
+            else:
                 examples.append(example)
                 if len(examples) == size:
                     break
-        _log_left_out(name, num_without_steps, rows.num_rows - len(rows.bad_rows))
+        num_examples = rows.num_rows - len(rows.bad_rows)
+        if left_out:
+            share = f"{left_out.total()} of {num_examples} examples of {source!r} left out"
+            rank_zero_info(f"{name} data: {share}; of these, {_reasons(left_out)}")
+        limit.warn(too_long, num_examples, name)
         rows.warn_of_bad_rows()
         if not examples:
             raise UserError(
                 f"{source!r} has no usable {name} example among its {rows.num_rows} rows (a row needs steps, or an "
-                "answer with <<...>> annotations, a question that is not excluded, and as many steps as step_range says): "
-                "name another source"
+                "answer with <<...>> annotations, a question that is not excluded, as many steps as step_range says, and to "
+                "fit in the model's positions): name another source"
             )
         return ListedExamples(examples)
+
+    def _reason_against(self, example: ReasoningExample | None, name: str, excluded: Collection[str]) -> str | None:
+        """Why an example is left out, in the same words for all of its sort."""
+        if example is None:
+            return "no steps in its solution parse"
+        if name == "training" and not self._is_wanted(example):
+            return "it has fewer or more steps than step_range says"
+        if excluded and question_key(example.question) in excluded:
+            return "its question is one of validation or exclude (case, blanks and quotation marks aside)"
+        return None
+
+    def _limit(self, name: str) -> PositionLimit:
+        """The positions of the model that is trained, where a trainer has one."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return PositionLimit(module, validation=name == "validation")
 
     def _table(self, source: str, split: str | None) -> Table:
         return find_table(source, split, self.hub_config, self.question_column, self.answer_column, self.steps_column)
@@ -222,60 +250,8 @@ class ReasoningStepsDataModule(LightningDataModule):
         if self.val_examples is not None:
             yield from (example.question for example in self.val_examples.examples)
         for file in self.exclude:
-            table = self._table(file, None)
+            table = find_table(file) if file in HUB_TABLES else self._table(file, None)
             yield from GoodRows(table, to_question, self.skip_bad_rows)
-
-
-class ListedExamples(Dataset[list[ReasoningExample]]):
-    """Examples in memory, fetched by lists of indices."""
-
-    def __init__(self, examples: Sequence[ReasoningExample]) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, indices: list[int]) -> list[ReasoningExample]:
-        return [self.examples[i] for i in indices]
-
-    def length(self, index: int) -> int:
-        """Characters of the example number `index`."""
-        return num_characters(self.examples[index])
-
-
-class GeneratedExamples(Dataset[list[ReasoningExample]]):
-    """Examples drawn when they are asked for; there are `size` in an epoch, but any index is valid."""
-
-    def __init__(self, problems: ExampleStream, size: int) -> None:
-        self.problems, self.size = problems, size
-        self._cache: dict[int, ReasoningExample] = {}
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, indices: list[int]) -> list[ReasoningExample]:
-        return [self._example(i) for i in indices]
-
-    def length(self, index: int) -> int:
-        """Characters of the example number `index`."""
-        return num_characters(self._example(index))
-
-    def _example(self, index: int) -> ReasoningExample:
-        if index not in self._cache:
-            if len(self._cache) >= CACHED_EXAMPLES:
-                self._cache.clear()
-            self._cache[index] = self.problems.example(index)
-        return self._cache[index]
-
-
-def question_ids(questions: Iterable[str]) -> set[str]:
-    """The ids that keep questions out."""
-    return set(map(problem_id_from_question, questions))
-
-
-def num_characters(example: ReasoningExample) -> int:
-    """Length of question, steps and answer together, a stand-in for the number of tokens."""
-    return len(example.question) + sum(map(len, example.steps)) + len(example.answer)
 
 
 def _reasons(left_out: Counter[str]) -> str:

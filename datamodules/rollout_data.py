@@ -18,10 +18,10 @@ from datamodules.batching import (
 )
 from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
-from datamodules.sources.repeats import first_of_each, number_repeats, question_key
+from datamodules.sources.repeats import first_of_each, number_repeats
 from datamodules.sources.rows import GoodRows, to_problem
 from latent_tts.errors import UserError
-from latent_tts.problems import Problem
+from latent_tts.problems import Problem, question_key
 
 
 class RolloutDataModule(LightningDataModule):

@@ -1,7 +1,12 @@
 """What flows through the house: a test problem with its gold answer, and a training example with its written steps."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+
+_NOT_WORDS = re.compile(r"[^\w%$\u20ac\u00a3+*/=<>.,:-]+")
+_APOSTROPHES = re.compile("['\u2018\u2019\u02bc`\u00b4\"\u201c\u201d]")
 
 
 @dataclass(frozen=True)
@@ -28,3 +33,20 @@ def problem_id_from_question(question: str) -> str:
     A source adds `-2`, `-3`, ... where it holds the same question more than once.
     """
     return blake2b(question.strip().encode(), digest_size=8).hexdigest()
+
+
+def question_key(question: str) -> str:
+    """What two questions have in common that are the same but for case, blanks, quotation marks and stops.
+
+    Numbers stay: 3.5 is not 35. A problem with other numbers is another one (`resampled:` looks for those by itself).
+
+    >>> question_key(" Janet\u2019s  ducks lay 3.5 eggs ?") == question_key("Janet's ducks lay 3.5 eggs?")
+    True
+    """
+    words = _NOT_WORDS.sub(" ", _APOSTROPHES.sub("", question.casefold()))
+    return " ".join(filter(None, (word.rstrip(".,:-") for word in words.split())))
+
+
+def question_keys(questions: Iterable[str]) -> set[str]:
+    """What keeps questions out of training, however they are written."""
+    return set(map(question_key, questions))

@@ -66,6 +66,22 @@ class BackboneModule(TrainingModule):
         losses = self.losses(batch)
         return losses.sum(), losses.numel()
 
+    # What an example takes of the model's positions: the data module leaves out those that take more than there are --------
+
+    @property
+    def max_positions(self) -> int | None:
+        """Positions of the backbone; None where there is no end to them."""
+        return self.backbone.max_positions
+
+    def validation_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:
+        """Positions of each example's prompt, thoughts and longest answer."""
+        prompts = self.backbone.encode_prompts([example.question for example in examples])
+        return [len(prompt) + self.backbone.num_latents + 1 + self.max_answer_tokens for prompt in prompts]
+
+    def training_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:
+        """Positions of each example where training feeds most of it; a training that draws rollouts feeds a whole answer."""
+        return self.validation_positions(examples)
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and self.lora is not None and self.trainer.precision == "bf16-mixed":

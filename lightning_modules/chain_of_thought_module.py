@@ -76,6 +76,9 @@ class ChainOfThoughtModule(BackboneModule):
         """Cross-entropy of every token of steps and answers: (labels,)."""
         return token_losses(self.backbone, collate(self.sequences(batch), self.backbone.pad_token_id, self.device))
 
+    def training_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:
+        return [len(row.prompt_ids) + len(row.tail_ids) for row in self.sequences(examples)]
+
     def sequences(self, batch: Sequence[ReasoningExample]) -> list[ThoughtSequence]:
         """Examples as tokens; steps and answer are tokenized one by one."""
         backbone = self.backbone

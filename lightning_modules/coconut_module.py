@@ -12,7 +12,7 @@ from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
 from latent_tts.problems import ReasoningExample
-from latent_tts.training.coconut_curriculum import Curriculum, build_sequences
+from latent_tts.training.coconut_curriculum import Curriculum, ThoughtSequence, build_sequences
 from latent_tts.training.differentiable import collate, greedy_texts, token_losses
 from latent_tts.training.optimization import Optimization
 from lightning_modules.backbone_module import BackboneModule
@@ -93,9 +93,16 @@ class CoconutModule(BackboneModule):
 
         Which stage an example is trained at is a function of (seed, epoch, question).
         """
-        backbone = self.backbone
         stages = [self.curriculum.draw_stage(self.stage, f"{self.epoch_key}/{example.question}") for example in batch]
-        sequences = build_sequences(
+        self.log("stage", float(self.stage), prog_bar=True, batch_size=1)
+        return token_losses(
+            self.backbone, collate(self.sequences(batch, stages), self.backbone.pad_token_id, self.device)
+        )
+
+    def sequences(self, batch: Sequence[ReasoningExample], stages: Sequence[int]) -> list[ThoughtSequence]:
+        """Examples as tokens, each at its stage."""
+        backbone = self.backbone
+        return build_sequences(
             examples=batch,
             stages=stages,
             curriculum=self.curriculum,
@@ -104,8 +111,13 @@ class CoconutModule(BackboneModule):
             end_of_thought_id=backbone.end_of_thought_id,
             eos_token_id=backbone.eos_token_id,
         )
-        self.log("stage", float(self.stage), prog_bar=True, batch_size=1)
-        return token_losses(backbone, collate(sequences, backbone.pad_token_id, self.device))
+
+    def training_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:
+        stages = [self.sequences(examples, [stage] * len(examples)) for stage in range(self.curriculum.final_stage + 1)]
+        return [
+            max(len(row.prompt_ids) + row.num_latents + len(row.tail_ids) for row in rows)
+            for rows in zip(*stages, strict=True)
+        ]
 
     # Validation -------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ from torch import Tensor
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
+from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 from latent_tts.training.codi import (
     Distillation,
     DistillationForms,
+    Lesson,
     build_lessons,
     collate_lessons,
     distillation_losses,
@@ -105,6 +107,8 @@ class CodiModule(BackboneModule):
         """The loss of every example: (B,)."""
         backbone = self.backbone
         lessons = build_lessons(backbone, batch, self.forms)
+        if self.left_padding:
+            self.require_room_beside_padding(lessons)
         parts = distillation_losses(
             backbone,
             collate_lessons(lessons, backbone.num_latents, backbone.pad_token_id, self.device),
@@ -117,6 +121,31 @@ class CodiModule(BackboneModule):
         )
         distilled = self.distillation.factor * self.distillation_share() * parts.distillation
         return self.student_factor * parts.student + self.teacher_factor * parts.teacher + distilled
+
+    def training_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:
+        lessons = build_lessons(self.backbone, examples, self.forms)
+        return [max(self._prompt_and_rest(lesson, len(lesson.student_prompt))) for lesson in lessons]
+
+    def require_room_beside_padding(self, lessons: Sequence[Lesson]) -> None:
+        """UserError where positions that count padding on the left go beyond the model's.
+
+        Every prompt then ends where the longest of the batch does, and what is written after it goes on from there.
+        """
+        longest = max(len(lesson.student_prompt) for lesson in lessons)
+        needed, limit = max(max(self._prompt_and_rest(lesson, longest)) for lesson in lessons), self.max_positions
+        if limit is not None and needed > limit:
+            raise UserError(
+                f"left_padding makes a batch of {len(lessons)} examples, the longest prompt of {longest} tokens, take {needed} "
+                f"of the model's {limit} positions: give --model.left_padding false, or a lower --data.batch_size."
+            )
+
+    def _prompt_and_rest(self, lesson: Lesson, prompt: int) -> tuple[int, int]:
+        """Positions of student and teacher behind a student's prompt of so many positions."""
+        teacher_prompt = prompt + len(lesson.teacher_prompt) - len(lesson.student_prompt)
+        return (
+            prompt + self.backbone.num_latents + len(lesson.student_tail),
+            teacher_prompt + len(lesson.teacher_tail),
+        )
 
     def distillation_share(self) -> float:
         """The part of its full weight that the distillation has at this step."""

@@ -115,6 +115,10 @@ class ColarModule(BackboneModule):
         ratio: Tensor = tokens / thoughts.clamp(min=1)
         return ratio
 
+    def training_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:
+        rows = compress(examples, min(self.compression), self.backbone, self.speed_form, key="")
+        return [len(row.prompt_ids) + len(row.groups) + len(row.tail_ids) for row in rows]
+
     def generate(self, questions: Sequence[str]) -> list[str]:
         return greedy_answers(self, questions)
 

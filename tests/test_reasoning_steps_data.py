@@ -121,6 +121,42 @@ def test_questions_of_excluded_files_are_left_out_too(files, tmp_path):
     assert "3 and 1?" not in {example.question for example in data.train_examples.examples}
 
 
+NEARLY_EQUAL = [
+    "  ANN\u2019s  3 pens cost $2.50 . How many ? ",
+    "Ann's 3 pens cost $2.50. How many?",
+    "anns 3 pens cost $2.50; how many",
+]
+DIFFERENT = [
+    "Ann's 35 pens cost $2.50. How many?",
+    "Ann's 3 pens cost $250. How many?",
+    "Ann's 3 pens cost $2.50. How much?",
+]
+
+
+@pytest.mark.parametrize("held_out", ["val", "exclude"])
+def test_nearly_equal_questions_are_left_out_of_training_and_counted(tmp_path, held_out, caplog):
+    """However case, blanks and quotation marks are written; other numbers or words make another question."""
+    solved = [{"question": q, "steps": ["<<3*2.5=7.5>>"], "answer": "7.5"} for q in NEARLY_EQUAL + DIFFERENT]
+    train = write(tmp_path / "train.jsonl", solved)
+    test = write(tmp_path / "test.jsonl", solved[1:2])
+    options = {"val": test} if held_out == "val" else {"val": None, "exclude": [test]}
+    data = ReasoningStepsDataModule(train=train, **options)
+    with caplog.at_level("INFO"):
+        data.setup("fit")
+    assert [example.question for example in data.train_examples.examples] == DIFFERENT
+    assert "3 of 6 examples" in caplog.text and "3: its question is one of validation or exclude" in caplog.text
+
+
+def test_an_excluded_set_is_read_in_its_own_columns(fake_hub, tmp_path):
+    """The columns that are named are those of the training set."""
+    fake_hub({("reasoning-machines/gsm-hard", "train"): [{"input": "1 and 1?", "target": 2.0}]})
+    renamed = [{"asked": row["question"], "steps": row["steps"], "answer": row["answer"]} for row in rows(range(4))]
+    train = write(tmp_path / "train.jsonl", renamed)
+    data = ReasoningStepsDataModule(train=train, val=None, exclude=["gsm_hard"], question_column="asked")
+    data.setup("fit")
+    assert {example.question for example in data.train_examples.examples} == {"0 and 1?", "2 and 1?", "3 and 1?"}
+
+
 def test_a_step_range_leaves_out_training_problems_with_fewer_or_more_steps(tmp_path):
     """As they are and resampled; validation keeps its problems."""
 

@@ -20,7 +20,7 @@ from datamodules.sources.masked import detokenize, masked_example, prefix_steps
 from datamodules.sources.solutions import annotated_solution, evaluate
 from datamodules.sources.streams import Mixture, ShuffledPasses
 from latent_tts.errors import UserError
-from latent_tts.problems import ReasoningExample, problem_id_from_question
+from latent_tts.problems import ReasoningExample, question_key
 
 
 def problem(question: str, steps: str, answer: str) -> ReasoningExample:
@@ -155,7 +155,7 @@ def test_excluded_questions_are_not_drawn():
     """Three pens may become 2, 4, 5 or 6."""
     templates, _ = templates_of([problem("Ann has 3 pens and buys 1 more. How many?", "3+1=4", "4")])
     questions = {n: f"Ann has {n} pens and buys 1 more. How many?" for n in (2, 4, 5, 6)}
-    ids = {n: problem_id_from_question(question) for n, question in questions.items()}
+    ids = {n: question_key(question) for n, question in questions.items()}
     without_5 = Resampled(templates, 0, excluded={ids[5]})
     assert {without_5.example(i).question for i in range(100)} == {questions[n] for n in (2, 4, 6)}
     with pytest.raises(UserError, match="name a source with more templates"):

@@ -15,7 +15,7 @@ from datamodules import RolloutDataModule
 from datamodules.batching import length_sorted_batches
 from datamodules.rollout_data import ProblemBatches
 from latent_tts.errors import UserError
-from latent_tts.problems import Problem
+from latent_tts.problems import Problem, question_key
 
 PROBLEMS = [Problem(f"id{i}", "x" * (1 + (i * 37) % 101), float(i)) for i in range(83)]
 
@@ -253,3 +253,11 @@ def test_every_option_has_a_sentence_of_help():
     options = [action for action in parser._actions if action.dest.startswith("data.")]
     assert options
     assert all(action.help and len(action.help) > 15 for action in options)
+
+
+@given(st.lists(st.sampled_from(["Ann's", "has", "3", "3.5", "35", "$2", "pens.", "How", "many"]), min_size=1))
+def test_a_question_s_key_ignores_how_it_is_set_and_nothing_else(words):
+    question = " ".join(words)
+    set_otherwise = f"  {'  '.join(words).upper().replace(chr(39), chr(0x2019))} ?"
+    assert question_key(question) == question_key(set_otherwise) == question_key(question_key(question))
+    assert question_key(question + " 4") != question_key(question) != question_key("pears " + question)

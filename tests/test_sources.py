@@ -18,7 +18,7 @@ from datamodules.sources.rows import GoodRows, to_example, to_problem
 from datamodules.sources.solutions import annotated_solution, clean_number, evaluate, prose_solution
 from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.errors import UserError
-from latent_tts.problems import Problem, problem_id_from_question
+from latent_tts.problems import Problem, problem_id_from_question, question_key
 
 ROWS = [
     {"question": "How many eggs?", "answer": "Sixteen less three.\n#### 13"},
@@ -358,8 +358,8 @@ def test_splits_never_share_a_question():
 
 
 def test_excluded_questions_are_never_drawn():
-    drawn = {problem_id_from_question(GSMSymbolic(0, [52]).example(i).question) for i in range(30)}
-    again = {problem_id_from_question(GSMSymbolic(0, [52], excluded=drawn).example(i).question) for i in range(30)}
+    drawn = {question_key(GSMSymbolic(0, [52]).example(i).question) for i in range(30)}
+    again = {question_key(GSMSymbolic(0, [52], excluded=drawn).example(i).question) for i in range(30)}
     assert not drawn & again
 
 

@@ -15,7 +15,7 @@ from itertools import combinations
 from datamodules.resampling.numbers import find_numbers
 from datamodules.resampling.templates import Template, UnmappableError, template_of
 from latent_tts.errors import UserError
-from latent_tts.problems import ReasoningExample, problem_id_from_question
+from latent_tts.problems import ReasoningExample, question_key
 
 _COMPARES = re.compile(
     r"\b(?:most|least|fewest|highest|lowest|cheap\w+|largest|smallest|biggest|max\w*|minimum|enough|exceed\w*|limit\w*|up to"
@@ -38,7 +38,7 @@ class Resampled:
     Args:
         templates: Templates to draw from, each as often as the others.
         seed: Seed of the problems.
-        excluded: Question ids (`problem_id_from_question`) that are never drawn.
+        excluded: Questions (their `question_key`) that are never drawn.
     """
 
     def __init__(self, templates: Sequence[Template], seed: int, excluded: Collection[str] = ()) -> None:
@@ -51,9 +51,12 @@ class Resampled:
             template = rng.choice(self.templates)
             values = draw(template, rng)
             example = template.write(values)
-            if values != template.own_values and problem_id_from_question(example.question) not in self.excluded:
+            if values != template.own_values and not self._is_excluded(example.question):
                 return example
         raise UserError(f"{_MAX_ATTEMPTS} problems drawn in a row are excluded ones: name a source with more templates")
+
+    def _is_excluded(self, question: str) -> bool:
+        return bool(self.excluded) and question_key(question) in self.excluded
 
 
 def draw(template: Template, rng: random.Random) -> list[Fraction]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from datamodules.sources.solutions import prose_solution
 from latent_tts.answers import parse_answer
 from latent_tts.errors import UserError
-from latent_tts.problems import Problem, ReasoningExample, problem_id_from_question
+from latent_tts.problems import Problem, ReasoningExample, problem_id_from_question, question_key
 
 Split = Literal["train", "validation", "test"]
 
@@ -44,7 +44,7 @@ class GSMSymbolic:
         seed: Seed of the problems.
         templates: Template ids to draw from; all templates of which every solution parses where it is None.
         split: The part of the question space to draw from; None draws from all of it.
-        excluded: Question ids (`problem_id_from_question`) that are never drawn.
+        excluded: Questions (their `question_key`) that are never drawn.
     """
 
     def __init__(
@@ -86,7 +86,9 @@ class GSMSymbolic:
             return None
         question = drawn["question"].strip()
         question_id = problem_id_from_question(question)
-        if question_id in self.excluded or (self.split is not None and split_of(question_id) != self.split):
+        if self.excluded and question_key(question) in self.excluded:
+            return None
+        if self.split is not None and split_of(question_id) != self.split:
             return None
         self.num_drawn += 1
         solution = prose_solution(drawn["metadata"]["answer_cot"])

@@ -1,27 +1,10 @@
-"""Questions that come more than once: in a set, and in what is trained on and evaluated on."""
+"""Questions that come more than once in a set."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from latent_tts.problems import Problem
-
-_NOT_WORDS = re.compile(r"[^\w%$\u20ac\u00a3+*/=<>.,:-]+")
-_APOSTROPHES = re.compile("['\u2018\u2019\u02bc`\u00b4\"\u201c\u201d]")
-_END = re.compile(r"[.,:;?!\s-]+(?=\s|$)")
-
-
-def question_key(question: str) -> str:
-    """What two questions have in common that are the same but for case, blanks, quotation marks and stops.
-
-    Numbers stay: 3.5 is not 35. A problem with other numbers is another one (`resampled:` looks for those by itself).
-
-    >>> question_key(" Janet\u2019s  ducks lay 3.5 eggs ?") == question_key("Janet's ducks lay 3.5 eggs?")
-    True
-    """
-    words = _NOT_WORDS.sub(" ", _APOSTROPHES.sub("", question.casefold()))
-    return _END.sub(" ", words).strip()
+from latent_tts.problems import Problem, question_key
 
 
 def number_repeats(problems: Iterable[Problem]) -> Iterator[Problem]:
