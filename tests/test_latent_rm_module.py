@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.patches import StepPatch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from callbacks.export import ExportModel
-from callbacks.reward_diagnostics import RewardDiagnostics, score_rows
+from callbacks.reward_diagnostics import RewardDiagnostics, score_rows, scores_figure
 from commands.export import export_run
 from datamodules.annotated_rollout_data import AnnotatedRolloutDataModule
 from latent_tts.annotation.records import AnnotatedProblem
@@ -168,7 +170,9 @@ def test_training_learns_to_rank_and_exports_the_best(workplace: Path, tmp_path:
         "train/loss",
         "val/loss",
         "val/recall_at_1",
+        "val/scores",
         "val/steps",
+        "val/calibration",
         "scores/step_1/right",
     }
 
@@ -525,6 +529,23 @@ def test_bad_data_options_are_refused(workplace: Path, tmp_path: Path) -> None:
         AnnotatedRolloutDataModule(str(tmp_path), batch_size=0)
     with pytest.raises(UserError, match="max_epochs"):
         fit(workplace, max_epochs=-1)
+
+
+@pytest.mark.parametrize("share_right", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [1, 6])
+def test_scores_of_right_and_wrong_rollouts_are_shares_of_their_own_in_one_figure(
+    share_right: float, steps: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    step = torch.arange(steps).repeat(100)
+    right = torch.arange(100).repeat_interleave(steps) < 100 * share_right
+    figure = scores_figure(step, right, torch.randn(100 * steps, generator=generator))
+    assert len(figure.axes) == min(steps, 2)
+    for axes in figure.axes:
+        spreads = [patch for patch in axes.patches if isinstance(patch, StepPatch)]
+        assert len(spreads) == (2 if share_right == 0.5 else 1)
+        assert all(float(patch.get_data()[0].sum()) == pytest.approx(1.0) for patch in spreads)
+    figure.savefig(io.BytesIO())
 
 
 def test_score_rows_are_centred_within_problem_and_step() -> None:
