@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from latent_tts.aggregation import AGGREGATIONS
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.fingerprint import fingerprint
@@ -22,6 +23,7 @@ from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.sampling import AnswerSampler, Sampler
+from latent_tts.search import SEARCHES
 
 
 class ParallelTTSModule(LightningModule):
@@ -44,10 +46,10 @@ class ParallelTTSModule(LightningModule):
         revision: Commit, branch or tag of the backbone, where it is a hub id; by default the newest.
         dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
             multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
-        aggregations: How the N rollouts become one answer: majority_voting, best_of_n, weighted_voting, hybrid, each as a name or
+        aggregations: How the N rollouts become one answer: AGGREGATIONS, each as a name or
             as {name: best_of_n, reduction: mean}; by default all of them, without a reward model only majority_voting.
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.
-        search: Reward-guided searches to run beside the rollouts: beam_search, particle_filtering, each as a name or as
+        search: Reward-guided searches to run beside the rollouts: SEARCHES, each as a name or as
             {name: beam_search, num_beams: 4, num_candidates: 4}.
         written: Folder or hub id of a causal LM that reasons in writing (ChainOfThoughtModule trains one); its greedy answers
             are reported beside those of the latent model.
@@ -197,3 +199,8 @@ class ParallelTTSModule(LightningModule):
                 f"The reward model {name} was trained for another backbone than this one: its scores may mean little."
             )
         return reward_model.freeze()
+
+
+# The help of the command line is read off the docstring; what there is to choose from is read off the registries.
+for _word, _names in {"AGGREGATIONS": list(AGGREGATIONS), "SEARCHES": list(SEARCHES)}.items():
+    ParallelTTSModule.__doc__ = str(ParallelTTSModule.__doc__).replace(_word, ", ".join(_names))

@@ -14,6 +14,8 @@ import yaml
 
 from commands.evaluate import CONFIGS, EvaluationCLI, base_configs
 from commands.guard import main_guard
+from latent_tts.aggregation import AGGREGATIONS
+from latent_tts.search import SEARCHES
 
 pytestmark = pytest.mark.slow
 
@@ -269,6 +271,7 @@ def test_every_option_in_the_help_has_a_sentence(capsys):
     assert exit_info.value.code == 0
     entries = re.findall(r"^  (--(?:model|data|trainer|output)\S*)(.*(?:\n {20,}.*)*)", text, re.MULTILINE)
     assert len(entries) > 25
+    assert all(name in text for name in [*AGGREGATIONS, *SEARCHES]) and "SEARCHES" not in text
     for option, rest in entries:
         words = re.sub(r"\((?:required, )?type:.*", "", " ".join(rest.split()))
         assert re.search(r"[a-z]{2,} [a-z]", words), f"{option} has no sentence: {words}"
