@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from latent_tts.backbones import LatentBackbone
 from latent_tts.backbones.kinds import KINDS
 
 TESTS = Path(__file__).parent
+# the same examples in every run, however busy the machine is
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
+
 QUESTIONS = [
     "Ann has 3 apples and buys 4 more. How many?",
     "A robe takes 2 bolts of blue fiber and half that much white fiber. How many bolts in total does it take?",
