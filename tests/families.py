@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 FAMILIES = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-VOCABULARY = 100
+VOCABULARY = 264  # the bytes, and room for what is added
 
 # What a field of any configuration is made, by its name; the fields' own defaults otherwise.
 _WIDTHS = "hidden_size d_model n_embd embedding_size dim emb_dim input_embedding_size output_embedding_size backbone_hidden_size"
@@ -43,28 +43,74 @@ SIZES: dict[str, float] = (
     | dict.fromkeys(_INNER.split(), 64)
     | dict.fromkeys(_LAYERS.split(), 2)
     | dict.fromkeys(_HEADS.split(), 4)
-    | dict.fromkeys(_POSITIONS.split(), 128)
+    | dict.fromkeys(_POSITIONS.split(), 256)
     | dict.fromkeys(_HEAD_WIDTHS.split(), 8)
     | dict.fromkeys(_EXPERTS.split(), 4)
     | dict.fromkeys(_RANKS.split(), 8)
     | dict.fromkeys(_FEW.split(), 2)
-    | {"initializer_range": 0.15, "init_std": 0.15, "rotary_dim": 4, "topk_group": 1, "n_group": 1, "num_expert_group": 1}
+    | {"initializer_range": 0.15, "init_std": 0.15, "rotary_dim": 4}
+    | {"topk_group": 1, "n_group": 1, "num_expert_group": 1, "first_k_dense_replace": 1}
     | {"vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8}
     | {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 )  # fmt: skip
 
 
+# Families of which the installed transformers makes no tiny model, and why not.
+NOT_TINY = {
+    "blt": "its tables of bytes have 3,000,012 rows, whatever the configuration says",
+    "cohere_compass_text": "its configuration and its rotary embeddings do not fit together",
+    "dbrx": "its configuration and its rotary embeddings do not fit together",
+    "dots3_note": "it names layers by number beyond those there are",
+    "gemma3n": "it needs the package timm; its text model is gemma3n_text",
+    "gemma4_assistant": "it goes with a gemma4 of its own",
+    "gemma4_unified": "it has an image encoder of fixed size; its text model is gemma4_unified_text",
+    "gemma4_unified_assistant": "it goes with a gemma4_unified of its own",
+    "musicgen": "its configuration is not that of the model it names",
+    "musicgen_melody": "its configuration is not that of the model it names",
+    "zamba": "two narrow layers cannot share what its layers share",
+}
+
+# What a family needs beside, because its fields depend on each other.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16},
+    "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16},
+    "dots1": {"n_shared_experts": 1},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2": {"layer_types": ["full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zaya": {"num_experts_per_tok": 1},
+    "reformer": {
+        "is_decoder": True,
+        "attn_layers": ["local"],
+        "axial_pos_shape": (16, 16),
+        "axial_pos_embds_dim": (16, 16),
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma3": {
+        "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    },
+    "zamba2": {"layer_types": ["mamba", "hybrid"], "num_hidden_layers": 2},
+}
+
+
 def tiny_config(family: str, **fields: Any) -> PretrainedConfig:
     """A configuration of a family with two narrow layers."""
-    return _tiny(CONFIG_MAPPING[family], fields)
+    return _tiny(CONFIG_MAPPING[family], _FIELDS.get(family, {}) | fields)
 
 
 def _tiny(cls: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
     names = {field.name for field in dataclasses.fields(cls)}
-    values = {name: value for name, value in SIZES.items() if name in names}
+    values: dict[str, Any] = {name: value for name, value in SIZES.items() if name in names}
     if "qk_rope_head_dim" in names:  # multi-head latent attention
         values["num_key_value_heads"] = values["num_attention_heads"]
         values.pop("head_dim", None)
+    for name, part in cls.sub_configs.items():
+        if issubclass(part, PretrainedConfig):
+            values[name] = _tiny(part, {})
+        elif name == "text_config":  # any language model
+            values[name] = tiny_config("llama")
     return cls(**(values | fields))
 
 
@@ -73,4 +119,8 @@ def tiny_model(family: str, **fields: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(tiny_config(family, **fields), dtype=torch.float32)
-    return model.eval()
+        for parameter in model.parameters():
+            if not bool(parameter.any()):  # as biases start, and gates, which would hide what they are for
+                torch.nn.init.normal_(parameter, std=0.1)
+    made: PreTrainedModel = model.eval()
+    return made

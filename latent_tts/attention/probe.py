@@ -10,6 +10,7 @@ shorter than they are, so that nothing is used that was not compared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -33,6 +34,7 @@ from latent_tts.errors import UserError
 
 Found = TypeVar("Found")
 
+_STATES = re.compile("conv|linear|mamba|recurrent")  # in the names of types of layers
 _SHORTER = 5  # tokens that the second prompt is shorter
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}  # of a state's norm
 
@@ -177,7 +179,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _sample(model: PreTrainedModel, rows_wait: bool) -> Sample:
-    if getattr(model.base_model, "_is_stateful", False):
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    if getattr(model.base_model, "_is_stateful", False) or any(_STATES.search(str(layer)) for layer in layers):
         raise RefusedError(
             "keeps a recurrent state in place of keys and values, which rollouts of one prompt cannot share"
         )

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from latent_tts.attention.probe import check_training
 from latent_tts.backbones.adapters import has_adapters
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.files import load_causal_lm, load_tokenizer, resolve_folder
@@ -39,13 +40,15 @@ def load_for_training(
         seed: Seed of the fresh modules' weights.
 
     Raises:
-        UserError: There is no such model, its weights are incomplete, or it is a checkpoint of another kind.
+        UserError: There is no such model, its weights are incomplete, damaged or at odds with its config, it is a checkpoint of
+            another kind, or its family would not be trained exactly (docs/models.md).
     """
     folder = resolve_folder(name_or_folder)
     found = published_kind(folder)
     if found == cls.kind:
         backbone = load_backbone(folder, num_latents=num_latents)
         backbone.prompt_form = prompt_form or backbone.prompt_form
+        check_training(backbone.model)
         return cast(Kind, backbone.train())
     if found is not None:
         raise UserError(
@@ -57,4 +60,5 @@ def load_for_training(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = cls.from_causal_lm(model, load_tokenizer(folder), num_latents, prompt_form=prompt_form)
+    check_training(fresh.model)
     return cast(Kind, fresh.train())

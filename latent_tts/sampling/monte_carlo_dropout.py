@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.errors import UserError
 from latent_tts.sampling.base import PassNoise, PromptSharing, Sampler
+from latent_tts.sampling.dropout_sites import find_sites
 from latent_tts.seeding import fold_in, keep_mask
 
 Scope = Literal["latent", "prompt+latent", "prompt+latent+answer"]
 Sites = Literal["ffn", "residual"]
-
-# Output projections of the two sub-layers of a block, by the names the GPT-2 and the Llama family give them.
-_FFN_OUTPUTS = ("mlp.c_proj", "mlp.down_proj")
-_ATTENTION_OUTPUTS = ("attn.c_proj", "self_attn.o_proj")
 
 
 class MonteCarloDropout(Sampler):
@@ -62,9 +59,12 @@ class MonteCarloDropout(Sampler):
     def random_answer(self) -> bool:
         return "answer" in self.scope
 
+    def check(self, backbone: LatentBackbone) -> None:
+        self._sites(backbone)
+
     @contextmanager
     def attached(self, backbone: LatentBackbone) -> Iterator[PassNoise]:
-        modules = self._find_sites(backbone)
+        modules = [backbone.model.get_submodule(name) for name in self._sites(backbone)]
         noise = _DropoutNoise(self.p, phases=set(self.scope.split("+")))
         handles = [module.register_forward_hook(noise.hook(site)) for site, module in enumerate(modules)]
         try:
@@ -73,15 +73,12 @@ class MonteCarloDropout(Sampler):
             for handle in handles:
                 handle.remove()
 
-    def _find_sites(self, backbone: LatentBackbone) -> list[nn.Module]:
-        names = _FFN_OUTPUTS + (_ATTENTION_OUTPUTS if self.sites == "residual" else ())
-        found = [module for name, module in backbone.model.named_modules() if name.endswith(names)]
-        if not found:
-            raise UserError(
-                f"MC-dropout found nothing to switch on in {type(backbone.model).__name__}: its blocks have none of "
-                f"{', '.join(names)}; AdditiveGaussianNoise works with any model."
-            )
-        return found
+    def _sites(self, backbone: LatentBackbone) -> list[str]:
+        """Names of the masked layers, block by block: a site's number is part of its random stream."""
+        found = find_sites(backbone.model)
+        if self.sites == "ffn":
+            return list(found.feed_forward)
+        return [name for pair in zip(found.attention, found.feed_forward, strict=True) for name in pair]
 
 
 class _DropoutNoise(PassNoise):
