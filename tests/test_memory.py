@@ -85,6 +85,23 @@ def test_parts_cover_the_work_once_in_order_with_one_warning(most):
     assert max(done) == {1: 1, 2: 2, 3: 2, 10: 10}[most]
 
 
+def test_parts_are_counted_in_rows_where_a_piece_has_several():
+    """Pieces of 3 rows, at most 13 rows at a time, of which 8 fit: 4 pieces fail, 2 go well; later pieces of 1 row: 6."""
+    parts, done = FittingParts("rollouts"), []
+
+    def work(first: int, end: int, rows_each: int) -> None:
+        if (end - first) * rows_each > 8:
+            raise MemoryError
+        done.append((first, end))
+
+    with pytest.warns(UserWarning, match="12 rollouts at a time do not fit"):
+        parts.run(lambda first, end: work(first, end, 3), 5, rows_each=3, most=13)
+    assert done == [(0, 2), (2, 4), (4, 5)]
+    done.clear()
+    parts.run(lambda first, end: work(first, end, 1), 13)
+    assert done == [(0, 6), (6, 12), (12, 13)]
+
+
 def test_what_a_failed_attempt_held_is_free_before_the_next():
     held: list[weakref.ref] = []
 

@@ -298,8 +298,36 @@ def test_impossible_rollouts_are_refused(tiny_backbone, questions):
         engine.rollout(["ha " * 120], num_rollouts=1)
     with pytest.raises(UserError, match="1 problem ids were given for 8 questions"):
         engine.rollout(questions, num_rollouts=1, problem_ids=["a"])
+    with pytest.raises(UserError, match="questions is one string: pass a list"):
+        engine.rollout(questions[0], num_rollouts=1)
+    with pytest.raises(UserError, match="A question must be text, got 7"):
+        engine.rollout([7], num_rollouts=1)  # type: ignore[list-item]
+    with pytest.raises(UserError, match="first_rollout must not be negative, got -1"):
+        engine.rollout(questions, num_rollouts=1, first_rollout=-1)
+    engine.backbone.prompt_form = "{question}"
+    with pytest.raises(UserError, match="The prompt of the question '' has no token"):
+        engine.rollout(["5 + 6?", ""], num_rollouts=1)
     with pytest.raises(UserError, match="max_answer_tokens"):
         RolloutEngine(tiny_backbone(), max_answer_tokens=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+def test_prompts_of_one_token_are_rolled_out_as_any(sampler, tiny_backbone):
+    """Alone and beside a longer one; where the pass over the last token is random, nothing is left to share."""
+    backbone = tiny_backbone("coconut", "llama")
+    backbone.prompt_form = "{question}"
+    engine = RolloutEngine(backbone, sampler, max_answer_tokens=3)
+    alone, beside = engine.rollout(["7"], 2, seed=1), engine.rollout(["7", "5 + 6?"], 2, seed=1)
+    same(alone, beside, slice(0, 1))
+
+
+def test_a_state_is_expanded_answered_and_expanded_again_as_if_it_were_the_first_time(tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(), SAMPLERS["agn"], max_answer_tokens=4)
+    state = engine.expand(engine.start(questions[:2], seed=0), 2)
+    first, answers = engine.expand(engine.expand(state)), engine.answer(state).texts
+    second = engine.expand(engine.expand(state))
+    assert torch.equal(first.latents, second.latents) and engine.answer(state).texts == answers
+    assert engine.finish(state).answers.texts == engine.finish(state).answers.texts == engine.answer(first).texts
 
 
 @pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])

@@ -25,6 +25,7 @@ from latent_tts.attention.own_attention import PromptCache
 from latent_tts.attention.padding import pad_right
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.engine.compaction import Batch, Results
+from latent_tts.engine.memory import FittingParts
 from latent_tts.engine.prompts import Prompt, make_prompts
 from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers
 from latent_tts.engine.state import ThoughtState
@@ -63,6 +64,7 @@ class RolloutEngine:
         self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
         self.answer_sampler = answer_sampler
+        self._parts = FittingParts("rollouts")
 
     @property
     def random_answer(self) -> bool:
@@ -97,13 +99,20 @@ class RolloutEngine:
     def rollout_from(self, start: ThoughtState, num_rollouts: int, first_rollout: int = 0) -> Rollouts:
         """Draws rollouts as `rollout` does, of prompts that ``start`` has encoded.
 
-        A CPU takes some of them at a time where they are many: that is as fast, and takes less memory.
+        Some of them at a time, where they are many or memory is short: a CPU is as fast with fewer.
+
+        Raises:
+            DoesNotFitError: There is no room for one rollout of every problem.
         """
         _check_counts(num_rollouts, first_rollout)
-        on_cpu, end = self.backbone.device.type == "cpu", first_rollout + num_rollouts
-        at_a_time = max(1, MOST_ROWS["cpu"] // start.num_problems) if on_cpu else num_rollouts
-        starts = range(first_rollout, end, at_a_time)
-        return join_rollouts([self._draw(start, min(at_a_time, end - first), first) for first in starts])
+        return join_rollouts(
+            self._parts.run(
+                lambda first, end: self._draw(start, end - first, first_rollout + first),
+                num_rollouts,
+                rows_each=start.num_problems,
+                most=MOST_ROWS.get(self.backbone.device.type, MOST_ROWS["cuda"]),
+            )
+        )
 
     def _draw(self, start: ThoughtState, num_rollouts: int, first_rollout: int) -> Rollouts:
         if self.backbone.num_latents:
@@ -175,7 +184,8 @@ class RolloutEngine:
         Prompts are padded on the right, where no real token looks: the pass needs no mask, only what comes after it does.
         """
         backbone = self.backbone
-        ids, mask = pad_right(prompts, backbone.pad_token_id, backbone.device)
+        # Of prompts of one token, which is left for the rows to feed, a padded column stays.
+        ids, mask = pad_right(prompts, backbone.pad_token_id, backbone.device, min_width=1)
         lengths = mask.sum(dim=1)
         positions = torch.arange(ids.shape[1], device=backbone.device).expand_as(ids)
         recorded = PromptCache(backbone.model)

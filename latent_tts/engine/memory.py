@@ -22,15 +22,21 @@ class FittingParts:
         advice: What spares the attempt next time, for the warning.
 
     Attributes:
-        most: Size of a part that has not failed yet; ``None`` while nothing has. It stays for the pieces to come.
+        most: Rows of a part that have not failed yet; ``None`` while nothing has. It stays for the pieces to come.
     """
 
     def __init__(self, what: str, advice: str = "") -> None:
         self.what, self.advice = what, advice
         self.most: int | None = None
 
-    def run(self, work: Callable[[int, int], R], size: int) -> list[R]:
+    def run(self, work: Callable[[int, int], R], size: int, rows_each: int = 1, most: int | None = None) -> list[R]:
         """The results of ``work(first, end)`` over 0 .. size, one for each part in order.
+
+        Args:
+            work: Is called for every part.
+            size: Pieces that can be parted.
+            rows_each: Rows that one piece has in memory.
+            most: Rows that a part has at most, whatever fits.
 
         Raises:
             DoesNotFitError: A part of 1 does not fit.
@@ -38,13 +44,14 @@ class FittingParts:
         results: list[R] = []
         first = 0
         while first < size:
-            end = size if self.most is None else min(size, first + self.most)
+            rows = min(limit for limit in (size * rows_each, self.most, most) if limit is not None)
+            end = min(size, first + max(1, rows // rows_each))
             if self._fits(work, first, end, results):
                 first = end
-            elif end - first == 1:
+                continue
+            self._halve((end - first) * rows_each)
+            if end - first == 1:
                 raise DoesNotFitError(self.what)
-            else:
-                self._halve(end - first)
         return results
 
     def _fits(self, work: Callable[[int, int], R], first: int, end: int, results: list[R]) -> bool:
@@ -59,13 +66,13 @@ class FittingParts:
             torch.cuda.empty_cache()
         return False
 
-    def _halve(self, size: int) -> None:
-        if self.most is None:
+    def _halve(self, rows: int) -> None:
+        if self.most is None and rows > 1:
             warnings.warn(
-                f"{size} {self.what} at a time do not fit in memory: going on with smaller parts.{self.advice}",
+                f"{rows} {self.what} at a time do not fit in memory: going on with smaller parts.{self.advice}",
                 stacklevel=2,
             )
-        self.most = size // 2
+        self.most = max(1, rows // 2)
 
 
 class DoesNotFitError(MemoryError):

@@ -19,7 +19,7 @@ from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.engine.prompts import Prompt
-from latent_tts.engine.rollouts import Rollouts, join_rollouts
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, SearchRecord, TokenSteps, rounded
@@ -145,7 +145,7 @@ class Evaluator:
         questions, ids = [problem.question for problem in problems], [problem.problem_id for problem in problems]
         started = time.perf_counter()
         start = self.engine.start(questions, self.seed, ids)
-        rollouts = self._rollouts(start, ids)
+        rollouts = self.engine.rollout_from(start, self.num_rollouts)
         self.clock.add(started, len(problems) * self.num_rollouts, self.engine.backbone.device)
         drawn = _Drawn(
             prompts=start.prompts,
@@ -159,10 +159,6 @@ class Evaluator:
         return [replace(record, chosen=choose(record, self.aggregations)) for record in records]
 
     # Steps ----------------------------------------------------------------------------------------------------------
-
-    def _rollouts(self, start: ThoughtState, ids: list[str]) -> Rollouts:
-        parts = self._over_rollouts(lambda first, end: self.engine.rollout_from(start, end - first, first), len(ids))
-        return join_rollouts(parts)
 
     def _greedy(self, start: ThoughtState, questions: Sequence[str], ids: list[str]) -> Rollouts:
         """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
