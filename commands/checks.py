@@ -16,8 +16,8 @@ from latent_tts.errors import UserError
 
 Stage = Literal["fit", "validate", "predict"]
 
-_PREDICT = "a prediction does not use it"
-_NO_EFFECT: dict[Stage, dict[str, str]] = {
+NOT_USED = "a prediction does not use it"
+NO_EFFECT: dict[Stage, dict[str, str]] = {
     "predict": {
         "fast_dev_run": "give --config configs/evaluate/debug.yaml, or --data.limit",
         "limit_predict_batches": "give --data.limit, the number of problems",
@@ -36,7 +36,7 @@ _NO_EFFECT: dict[Stage, dict[str, str]] = {
             "detect_anomaly", "sync_batchnorm",
             "reload_dataloaders_every_n_epochs", "barebones", "model_registry", "enable_autolog_hparams",
         ),
-        _PREDICT,
+        NOT_USED,
     ),
     "fit": {
         "accumulate_grad_batches": "give --model.global_batch_size, the examples of an optimizer step, from which it follows",
@@ -51,7 +51,7 @@ _NO_EFFECT: dict[Stage, dict[str, str]] = {
     },
     "validate": {},
 }  # fmt: skip
-_NO_EFFECT["validate"] = _NO_EFFECT["fit"] | {"limit_train_batches": "a validation trains nothing"}
+NO_EFFECT["validate"] = NO_EFFECT["fit"] | {"limit_train_batches": "a validation trains nothing"}
 
 
 def check_trainer(options: Mapping[str, Any], own: Mapping[str, Any], stage: Stage) -> None:
@@ -66,7 +66,7 @@ def check_trainer(options: Mapping[str, Any], own: Mapping[str, Any], stage: Sta
         UserError: Such an option has another value than its default.
     """
     defaults = {name: p.default for name, p in inspect.signature(Trainer.__init__).parameters.items()} | dict(own)
-    for name, instead in _NO_EFFECT[stage].items():
+    for name, instead in NO_EFFECT[stage].items():
         value = options.get(name)
         if value not in (None, False, defaults[name]):
             raise UserError(f"--trainer.{name} {shown(value)} is not for this command: {instead}.")

@@ -3,6 +3,7 @@ traceback."""
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ def main_guard(run: Callable[[], object]) -> int:
     Where SLURM runs the job and the signal is one after which it is wanted, the job is given back to the queue. Any other
     exception is a defect of the program and keeps its traceback.
     """
+    write_in_any_encoding()
     try:
         with STOP.listen():
             STARTER.watch()
@@ -42,6 +44,13 @@ def main_guard(run: Callable[[], object]) -> int:
             return RankDied.exit_code
         raise
     return 0
+
+
+def write_in_any_encoding() -> None:
+    """A character that the terminal or log cannot hold is replaced, not a reason to end (PYTHONIOENCODING=ascii, LANG=C)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def report_error(sentence: str, everywhere: bool = False) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import pytest
 from commands import export, extract_adapters, fresh_model, gguf, report, resampling_report
 from commands.__main__ import commands
 from commands.annotate import AnnotationCLI
+from commands.checks import NO_EFFECT, NOT_USED
 from commands.evaluate import EvaluationCLI
 from commands.guard import main_guard
 from commands.tools import run_tool
@@ -147,6 +152,7 @@ CASES = [
     ("train", [*FIT, "--config=argument.yaml"], "save_best_only (did you mean save_weights_only?)"),
     ("train", [*FIT, "--config=value.yaml"], "ModelCheckpoint cannot be made: Invalid value for save_top_k=-7"),
     ("train", [*FIT, "--config=second.yaml"], "--trainer.callbacks[1]"),
+    ("train", [*FIT, "--config=monitor.yaml"], "EarlyStopping monitors 'val_loss', which nobody logs; there are: train/loss"),
     ("train", [*LATENT_RM, "--config=monitor.yaml"], "EarlyStopping monitors 'val_loss', which nobody logs; there are:"),
     ("train", [*FIT, "--trainer.logger=WandbLoger"], "did you mean WandbLogger?"),
     ("train", [*FIT, "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be made: Requirement 'mlflow"),
@@ -180,6 +186,27 @@ def test_bad_input_is_one_sentence_and_writes_nothing(command, args, part, folde
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert part in error
     assert tree(folder) == before
+
+
+def test_every_option_that_is_refused_is_on_the_page_of_lightning_s_habits():
+    page = (CONFIGS.parents[1] / "docs" / "lightning.md").read_text()
+    named = set(re.findall(r"\b[a-z]+(?:_[a-z]+)+\b", page)) | {"barebones"}
+    loop = {
+        "max_epochs",
+        "val_check_interval",
+        "gradient_clip_val",
+    }  # those of the training loop are refused as a group
+    predict, fit = NO_EFFECT["predict"], NO_EFFECT["fit"]
+    told = {name for name, instead in predict.items() if instead != NOT_USED}
+    assert told - {"enable_checkpointing", "enable_model_summary"} <= named
+    assert set(fit) <= named and loop <= set(predict)
+
+
+def test_a_character_that_the_terminal_cannot_hold_is_replaced():
+    code = "import sys; from commands.guard import main_guard; sys.exit(main_guard(lambda: print('Bär ✓')))"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(CONFIGS.parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "B?r ?\n"
 
 
 def test_the_table_is_of_every_command():
