@@ -79,6 +79,8 @@ def test_adapters_and_their_base_are_the_trained_backbone(base, tmp_path, kind, 
         torch.testing.assert_close(two.latents, one.latents, atol=1e-4, rtol=1e-4)
 
 
+# peft has warnings of its own on reading adapters
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("layout", ["gpt2", "llama"])
 def test_peft_reads_the_adapters_as_its_own(base, tmp_path, layout):
     folder = base(layout)
