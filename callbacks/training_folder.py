@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
+from latent_tts.evaluation.provenance import now
 from latent_tts.evaluation.run_folder import write_whole
 
 
@@ -81,7 +81,7 @@ class KeepRun(Callback):
         seconds = self.description.get("seconds_before", 0.0) + time.monotonic() - self._began
         entries = {key: value for key, value in entries.items() if key != "seconds_before"}
         entries |= {"started": before.get("started", entries["started"]), "seconds": round(seconds, 1)}
-        entries |= {"ended": datetime.now(UTC).astimezone().isoformat(timespec="seconds")}
+        entries |= {"ended": now()}
         write_whole(file, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
 
 

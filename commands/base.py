@@ -21,6 +21,7 @@ _IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",
     ".*Starting from v1.9.0, `tensorboardX` has been removed.*",
     ".*The `srun` command is available.*",
+    ".*resuming from a checkpoint that ended before the epoch ended.*",  # the data module knows where to go on
     ".*isinstance.treespec, LeafSpec.. is deprecated.*",
     ".*Your `IterableDataset` has `__len__` defined.*",
     ".*Experiment logs directory .* exists and is not empty.*",

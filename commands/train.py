@@ -22,9 +22,10 @@ from commands.curves import RunCurves
 from commands.explain import explain, mentioned
 from commands.guard import rank
 from commands.help import offer, show_trainer_options
-from commands.run_description import run_description
 from commands.training_folder import TrainingFolder, checked, default_folder, settings_of
+from latent_tts import __version__
 from latent_tts.errors import UserError
+from latent_tts.evaluation.provenance import now, provenance
 from lightning_modules.training_module import TrainingModule
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "train"
@@ -182,13 +183,14 @@ class TrainingCLI(CommandLine):
             trainer.fit(self.model, self.datamodule)
             return
         run = folder.run
-        if run and run["processes"] != trainer.world_size:
+        if run and run["num_processes"] != trainer.world_size:
             raise UserError(
-                f"{folder.folder} holds a training of {run['processes']} process(es), which share its batches: go on with as "
+                f"{folder.folder} holds a training of {run['num_processes']} process(es), which share its batches: go on with as "
                 f"many, not {trainer.world_size}, or give another --output."
             )
         checkpoint = folder.checkpoint(self._options()["ckpt_path"], self.module_name)
-        self.keeper.description = run_description(trainer) | {"settings": self.settings}
+        made = provenance(__version__, trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
+        self.keeper.description = made | {"started": now(), "settings": self.settings}
         self.keeper.description["seconds_before"] = run.get("seconds", 0.0)
         trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         if has_ended(trainer):

@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching import LengthGroupedBatches, LengthSortedBatches
+from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches
 from latent_tts.annotation.reader import AnnotationStore
 from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.errors import UserError
@@ -71,7 +70,7 @@ def collate(problems: Sequence[AnnotatedProblem]) -> AnnotatedBatch:
     )
 
 
-class AnnotatedRolloutDataModule(LightningDataModule):
+class AnnotatedRolloutDataModule(GoesOnInEpoch):
     """Reads the folder an annotation run has written; a batch is an `AnnotatedBatch` of whole problems.
 
     Problems go to training or validation by the hash of their question, so the split does not move when problems are added.
@@ -167,6 +166,7 @@ class AnnotatedRolloutDataModule(LightningDataModule):
         sampler = LengthGroupedBatches(
             len(problems), lengths.__getitem__, self.batch_size, self.seed, self.pool_batches
         )
+        sampler.enter_at(*self.entered)
         return self._loader(problems, sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TypeVar
 
 import torch.distributed as dist
+from lightning import LightningDataModule
 from torch.utils.data import DistributedSampler
 
 from latent_tts.errors import UserError
@@ -91,6 +92,7 @@ class LengthGroupedBatches(DistributedSampler[list[int]]):
         super().__init__(range(num_items), self.world_size, self.rank, shuffle=True, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.num_items, self.length, self.batch_size = num_items, length, batch_size
         self.pool_batches, self.fresh_per_epoch = pool_batches, fresh_per_epoch
+        self._entered = (0, 0)
         if not len(self):
             raise UserError(
                 f"{num_items} training examples don't fill one batch of {batch_size} on each of "
@@ -100,8 +102,15 @@ class LengthGroupedBatches(DistributedSampler[list[int]]):
     def __len__(self) -> int:
         return self.num_items // (self.batch_size * self.world_size)
 
+    def enter_at(self, epoch: int, batch: int) -> None:
+        """A resumed run goes through this epoch from this batch of the rank on; the other epochs are whole."""
+        self._entered = (epoch, batch)
+        self.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(self._batches_of_all_ranks(), self.rank, None, self.world_size)
+        epoch, batch = self._entered
+        first = batch * self.world_size if epoch == self.epoch else 0
+        return islice(self._batches_of_all_ranks(), first + self.rank, None, self.world_size)
 
     def _batches_of_all_ranks(self) -> Iterator[list[int]]:
         rng = random.Random(f"{self.seed}/{self.epoch}")
@@ -115,6 +124,23 @@ class LengthGroupedBatches(DistributedSampler[list[int]]):
             batches = [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
             rng.shuffle(batches)
             yield from batches
+
+
+class GoesOnInEpoch(LightningDataModule):
+    """A data module whose training goes on in the middle of an epoch: a checkpoint holds how many batches have been used."""
+
+    entered: tuple[int, int] = (0, 0)
+    """Epoch and batch that the training begins with."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of its batches that every process has been through."""
+        assert self.trainer is not None
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        is_over = batches >= self.trainer.num_training_batches
+        return {"epoch": self.trainer.current_epoch, "batch": 0 if is_over else batches}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.entered = (state_dict["epoch"], state_dict["batch"])
 
 
 class LengthSortedBatches(DistributedSampler[list[int]]):

@@ -5,11 +5,10 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from datamodules.batching import LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
+from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
 from datamodules.examples import GeneratedExamples, ListedExamples
 from datamodules.positions import PositionLimit
 from datamodules.resampling.resampled import Resampled, templates_of
@@ -25,7 +24,7 @@ DEFAULT_TRAIN_SIZE = 10_000  # drawn problems in an epoch
 DEFAULT_VAL_SIZE = 500
 
 
-class ReasoningStepsDataModule(LightningDataModule):
+class ReasoningStepsDataModule(GoesOnInEpoch):
     """Questions with written steps and answers; a batch is a `list[ReasoningExample]`.
 
     A source is `gsm-symbolic` (generated offline), `gsm8k` (annotated solutions from the hub), `gsm8k-aug` (the hub's
@@ -37,7 +36,7 @@ class ReasoningStepsDataModule(LightningDataModule):
     or a validation question in its numbers alone. For training several sources can be mixed, as in
     `{gsm8k: 1, "resampled:gsm8k": 2}`: of every three problems two are resampled.
 
-    The training batches are a function of (seed, epoch), so a run resumed at an epoch's start sees the same data. The
+    The training batches are a function of (seed, epoch), so a resumed run sees the same data, in the middle of an epoch too. The
     epoch is set by the Trainer. With several devices every device takes its own batches, and equally many.
 
     Args:
@@ -133,6 +132,7 @@ class ReasoningStepsDataModule(LightningDataModule):
             pool_batches=self.pool_batches,
             fresh_per_epoch=self.fresh_per_epoch and isinstance(examples, GeneratedExamples),
         )
+        sampler.enter_at(*self.entered)
         return self._loader(examples, sampler)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

@@ -60,8 +60,8 @@ def test_a_training_fills_its_folder_and_nothing_outside_of_it(own, monkeypatch,
     printed = capsys.readouterr().out
     assert f"checkpoint {own}/run/checkpoints/last.ckpt, model {own}/run/model; next: python evaluate.py" in printed
     described = json.loads((own / "run" / "run.json").read_text())
-    assert described["command"].startswith("python train.py fit --config")
-    assert (described["state"], described["processes"], described["precision"]) == ("finished", 1, "32-true")
+    assert described["command"].startswith("train.py fit --config")
+    assert (described["state"], described["num_processes"], described["precision"]) == ("finished", 1, "32-true")
     assert described["versions"]["torch"] == torch.__version__ and described["seconds"] > 0
 
 
