@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
 from datamodules.examples import GeneratedExamples, ListedExamples
+from datamodules.notices import notice
 from datamodules.positions import PositionLimit
 from datamodules.resampling.resampled import Resampled, templates_of
 from datamodules.sources.catalogue import GSM_SYMBOLIC, HUB_TABLES, RESAMPLED, find_table
@@ -184,7 +184,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         if not templates:
             raise UserError(f"no problem of {source!r} can be resampled ({_reasons(left_out)}): name another source")
         share = f"{len(templates)} of {rows.num_rows} problems of {source!r} can be resampled"
-        rank_zero_info(f"training data: {share}; of the others, {_reasons(left_out)}")
+        notice(f"training data: {share}; of the others, {_reasons(left_out)}")
         return Resampled(templates, self.seed, question_keys(excluded))
 
     def _generate_val(self) -> ListedExamples:
@@ -214,7 +214,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         num_examples = rows.num_rows - len(rows.bad_rows)
         if left_out:
             share = f"{left_out.total()} of {num_examples} examples of {source!r} left out"
-            rank_zero_info(f"{name} data: {share}; of these, {_reasons(left_out)}")
+            notice(f"{name} data: {share}; of these, {_reasons(left_out)}")
         limit.warn(too_long, num_examples, name)
         rows.warn_of_bad_rows()
         if not examples:
@@ -260,4 +260,4 @@ def _reasons(left_out: Counter[str]) -> str:
 
 def _log_left_out(name: str, num_left_out: int, num: int) -> None:
     share = num_left_out / max(num, 1)
-    rank_zero_info(f"{name} data: {num_left_out} of {num} solutions left out, no steps in them parse ({share:.1%})")
+    notice(f"{name} data: {num_left_out} of {num} solutions left out, no steps in them parse ({share:.1%})")

@@ -6,7 +6,6 @@ from typing import Any, get_args
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.batching import (
@@ -16,6 +15,7 @@ from datamodules.batching import (
     require_positive,
     unchanged,
 )
+from datamodules.notices import notice
 from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
 from datamodules.sources.repeats import first_of_each, number_repeats
@@ -107,7 +107,7 @@ class RolloutDataModule(LightningDataModule):
         self.num_problems = len(questions)
         self._report_bad_rows()
         if repeats := len(questions) - len(set(questions)):
-            rank_zero_info(
+            notice(
                 f"{repeats} of {len(questions)} problems of {self.source!r} ask what another one asks; they count too "
                 "(--data.leave_out_repeats true takes each once)"
             )

@@ -404,11 +404,12 @@ def test_the_published_recipe_is_the_published_training() -> None:
     assert (optimization.lr, optimization.warmup_share, optimization.schedule) == (1e-4, 0.1, "cosine")
     assert options == {
         "backbone": "ModalityDance/latent-tts-coconut",
+        "dropout": 0.0,
         "global_batch_size": 256,
     }  # the rest is by default:
     defaults = {name: each.default for name, each in inspect.signature(LatentRMModule).parameters.items()}
     expected = {"head": "linear", "frozen": False, "loss": "contrastive", "targets": "raw", "labels": "continuations"}
-    assert {name: defaults[name] for name in expected} == expected and defaults["dropout"] == 0.0
+    assert {name: defaults[name] for name in expected} == expected
     assert LatentRMModule.monitor == "val/recall_at_1"
 
 

@@ -134,17 +134,17 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize("held_out", ["val", "exclude"])
-def test_nearly_equal_questions_are_left_out_of_training_and_counted(tmp_path, held_out, caplog):
+def test_nearly_equal_questions_are_left_out_of_training_and_counted(tmp_path, held_out, capsys):
     """However case, blanks and quotation marks are written; other numbers or words make another question."""
     solved = [{"question": q, "steps": ["<<3*2.5=7.5>>"], "answer": "7.5"} for q in NEARLY_EQUAL + DIFFERENT]
     train = write(tmp_path / "train.jsonl", solved)
     test = write(tmp_path / "test.jsonl", solved[1:2])
     options = {"val": test} if held_out == "val" else {"val": None, "exclude": [test]}
     data = ReasoningStepsDataModule(train=train, **options)
-    with caplog.at_level("INFO"):
-        data.setup("fit")
+    data.setup("fit")
     assert [example.question for example in data.train_examples.examples] == DIFFERENT
-    assert "3 of 6 examples" in caplog.text and "3: its question is one of validation or exclude" in caplog.text
+    said = capsys.readouterr().err
+    assert "3 of 6 examples" in said and "3: its question is one of validation or exclude" in said
 
 
 def test_an_excluded_set_is_read_in_its_own_columns(fake_hub, tmp_path):

@@ -222,15 +222,15 @@ def test_a_hub_set_is_opened_but_not_read_through(monkeypatch):
     assert taken == [0, *range(4)]  # one window
 
 
-def test_repeated_questions_are_counted_and_taken_once_where_asked(tmp_path, recwarn, caplog):
+def test_repeated_questions_are_counted_and_taken_once_where_asked(tmp_path, recwarn, capsys):
     path = tmp_path / "repeats.jsonl"
     texts = ["Janet's ducks lay 3 eggs?", " janet\u2019s  DUCKS lay 3 eggs ?", "Janet's ducks lay 35 eggs?"]
     path.write_text("".join(json.dumps({"question": text, "answer": 1}) + "\n" for text in texts))
     data = RolloutDataModule(str(path))
-    with caplog.at_level("INFO"):
-        data.setup("predict")
+    data.setup("predict")
     assert data.num_problems == 3
-    assert "1 of 3 problems" in caplog.text and "leave_out_repeats" in caplog.text
+    said = capsys.readouterr().err
+    assert "1 of 3 problems" in said and "leave_out_repeats" in said
     once = RolloutDataModule(str(path), leave_out_repeats=True)
     once.setup("predict")
     assert [problem.question for problem in once.problems()] == [texts[0], texts[2]]

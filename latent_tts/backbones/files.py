@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.backbones.weights import check_finite, check_tied, check_wrapped, tied_keys
 from latent_tts.errors import UserError
@@ -102,21 +103,43 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def made_with_fused_activations(folder: Path, make: Callable[[Any], PreTrainedModel]) -> PreTrainedModel:
+    """A model that ``make`` makes of the config of a folder, with GPT-2's activation in transformers' fused form.
+
+    It is the same function: ``gelu_new`` in seven element-wise operations makes a training step on a CPU 15 % slower. The
+    model's config names it as the folder does, and so does what is exported.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    unfused = [field for field in ("activation_function", "hidden_act") if getattr(config, field, None) == "gelu_new"]
+    for field in unfused:
+        setattr(config, field, "gelu_pytorch_tanh")
+    model = make(config)
+    for field in unfused:
+        setattr(model.config, field, "gelu_new")
+    return model
+
+
 def load_causal_lm(folder: Path) -> PreTrainedModel:
     """The causal LM of a folder, in float32.
 
     Raises:
         UserError: It cannot be read, or weights are missing, not finite, or at odds with the config.
     """
-    try:
+    info: dict[str, Any] = {}
+
+    def make(config: Any) -> PreTrainedModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
+        model: PreTrainedModel = loaded[0]
+        info.update(loaded[1])
+        return model
+
+    try:
+        model = made_with_fused_activations(folder, make)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"The model to start from, {str(folder)!r}, cannot be loaded: {reason}") from error
-    model: PreTrainedModel = loaded[0]
-    info = loaded[1]
     check_wrapped([str(key) for key in info["unexpected_keys"]], str(folder))
     check_tied(
         _stored(folder, {key for pair in tied_keys(model).items() for key in pair}), tied_keys(model), str(folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from latent_tts.backbones.adapters import read_weights
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
@@ -15,7 +15,14 @@ from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.cot import Cot
-from latent_tts.backbones.files import commit_of, load_tokenizer, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.files import (
+    commit_of,
+    load_tokenizer,
+    made_with_fused_activations,
+    read_json,
+    read_safetensors,
+    resolve_folder,
+)
 from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.weights import check_weights, fill, tied_keys
 from latent_tts.errors import UserError
@@ -51,7 +58,10 @@ def load_backbone(
     weights = read_weights(folder)
     found = metadata.get("kind") or _kind_of(raw_config, weights) or (kind if kind == Cot.kind else Coconut.kind)
     cls = KINDS[_agreed_kind(kind, found, folder)]
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=_torch_dtype(dtype))
+    torch_dtype = _torch_dtype(dtype)
+    model = made_with_fused_activations(
+        folder, lambda config: AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
+    )
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     what = f"a {cls.kind} {model.config.model_type} model"

@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.attention.probe import check_packed
 from latent_tts.backbones.base import METADATA_FILE, LatentBackbone, embedding_table
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.dropout import set_dropout
-from latent_tts.backbones.files import load_tokenizer, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.files import (
+    load_tokenizer,
+    made_with_fused_activations,
+    read_json,
+    read_safetensors,
+    resolve_folder,
+)
 from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.loading import _torch_dtype
 from latent_tts.backbones.weights import check_weights, fill
@@ -44,7 +50,7 @@ def load_reward_model(
             a model that would not score exactly (docs/models.md).
     """
     folder = resolve_folder(name_or_folder, revision)
-    config, metadata = AutoConfig.from_pretrained(folder), _metadata(folder)
+    metadata = _metadata(folder)
     weights = read_safetensors(folder)
     has_projector = any(key.startswith("projector.") for key in weights)
     if not any(key.startswith("classifier.") for key in weights):
@@ -58,8 +64,8 @@ def load_reward_model(
             f"{folder / METADATA_FILE} names kind {kind!r} and head {head!r}; known: {list(KINDS)}, {list(HEADS)}."
         )
     torch_dtype = _torch_dtype(dtype)
-    transformer: PreTrainedModel = AutoModel.from_config(config, dtype=torch_dtype)
-    projector = Codi.extra_modules(config)["projector"].to(torch_dtype) if has_projector else None
+    transformer = made_with_fused_activations(folder, lambda config: AutoModel.from_config(config, dtype=torch_dtype))
+    projector = Codi.extra_modules(transformer.config)["projector"].to(torch_dtype) if has_projector else None
     classifier = _fill(transformer, head, projector, weights, str(folder))
     model = LatentRewardModel(
         transformer,

@@ -101,6 +101,8 @@ def _projections(module: nn.Module) -> Iterator[tuple[str, int]]:
 def _checked(model: PreTrainedModel, sites: Sites) -> Sites:
     table: Any = model.get_input_embeddings()
     embeds = table.weight.detach()[1 : 1 + _POSITIONS].unsqueeze(0)
+    if embeds.is_meta:  # without values there is nothing to compare
+        return sites
     modules = [model.get_submodule(name) for name in (*sites.attention, *sites.feed_forward)]
     hooks = [module.register_forward_hook(_silence) for module in modules]
     try:
