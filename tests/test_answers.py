@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import time
 from pathlib import Path
 
@@ -10,10 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from datamodules.sources.catalogue import find_table
-from datamodules.sources.rows import GoodRows, to_problem
 from latent_tts.answers import answer_key, answers_equal, parse_answer, parse_gold
-from latent_tts.errors import UserError
 
 DATA = Path(__file__).parent / "data"
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -31,17 +27,6 @@ def test_a_model_s_answer_is_read_as_people_read_it(row):
 @pytest.mark.parametrize("row", table("golds.jsonl"), ids=lambda row: row["answer"])
 def test_a_gold_answer_is_a_number_or_none(row):
     assert parse_gold(row["answer"]) == row["expected"]
-
-
-def test_a_gold_that_is_no_number_is_a_bad_row_with_its_line():
-    rows, path = table("golds.jsonl"), str(DATA / "golds.jsonl")
-    first = 1 + next(i for i, row in enumerate(rows) if row["expected"] is None)
-    with pytest.raises(UserError, match=f"golds.jsonl, line {first}: the answer .*skip_bad_rows"):
-        list(GoodRows(find_table(path), to_problem))
-    good = GoodRows(find_table(path), to_problem, skip_bad_rows=True)
-    assert [problem.gold for problem in good] == [row["expected"] for row in rows if row["expected"] is not None]
-    bad = [i for i, row in enumerate(rows, 1) if row["expected"] is None]
-    assert re.findall(r"line (\d+):", " ".join(good.bad_rows)) == list(map(str, bad))
 
 
 # Text that is near the grammar, so that most of it is read in some way.

@@ -8,8 +8,11 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2LMHeadModel
+from transformers.activations import GELUTanh, NewGELUActivation
 
 from latent_tts.backbones import Coconut, load_backbone
+from latent_tts.backbones.training import load_for_training
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 
@@ -27,6 +30,21 @@ def test_a_saved_backbone_comes_back_the_same(kind, layout, tiny_backbone, quest
     first, second = (RolloutEngine(b, max_answer_tokens=4).rollout(questions, 1) for b in (backbone, again))
     assert torch.equal(first.latents, second.latents)
     assert first.texts == second.texts
+
+
+def test_an_activation_is_made_in_its_fused_form_which_computes_the_same_and_is_saved_under_its_own_name(
+    reference, tmp_path
+):
+    """The reference is transformers' own model of the same weights, with the activation that the config names."""
+    model = load_backbone(reference / "coconut").model
+    plain = GPT2LMHeadModel.from_pretrained(reference / "coconut").eval()
+    assert isinstance(plain.transformer.h[0].mlp.act, NewGELUActivation)
+    assert isinstance(model.transformer.h[0].mlp.act, GELUTanh)
+    ids = torch.arange(5, 25).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+    load_for_training(Coconut, reference / "coconut").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["activation_function"] == "gelu_new"
 
 
 @pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])

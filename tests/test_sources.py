@@ -378,3 +378,15 @@ def test_bad_templates_are_one_sentence():
             GSMSymbolic(0, templates)
     with pytest.raises(UserError, match=r"no solution of the templates \[83\] parsed"):
         GSMSymbolic(0, [83]).example(0)
+
+
+def test_a_gold_that_is_no_number_is_a_bad_row_with_its_line():
+    path = Path(__file__).parent / "data" / "golds.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    first = 1 + next(i for i, row in enumerate(rows) if row["expected"] is None)
+    with pytest.raises(UserError, match=f"golds.jsonl, line {first}: the answer .*skip_bad_rows"):
+        list(GoodRows(find_table(str(path)), to_problem))
+    good = GoodRows(find_table(str(path)), to_problem, skip_bad_rows=True)
+    assert [problem.gold for problem in good] == [row["expected"] for row in rows if row["expected"] is not None]
+    bad = [i for i, row in enumerate(rows, 1) if row["expected"] is None]
+    assert re.findall(r"line (\d+):", " ".join(good.bad_rows)) == list(map(str, bad))
