@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_an_activation_is_made_in_its_fused_form_which_computes_the_same_and_is_
     reference, tmp_path
 ):
     """The reference is transformers' own model of the same weights, with the activation that the config names."""
-    model = load_backbone(reference / "coconut").model
+    model: Any = load_backbone(reference / "coconut").model
     plain = GPT2LMHeadModel.from_pretrained(reference / "coconut").eval()
     assert isinstance(plain.transformer.h[0].mlp.act, NewGELUActivation)
     assert isinstance(model.transformer.h[0].mlp.act, GELUTanh)
