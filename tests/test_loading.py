@@ -29,7 +29,13 @@ def test_a_saved_backbone_comes_back_the_same(kind, layout, tiny_backbone, quest
     assert again.num_latents == 4
     assert again.fingerprint() == backbone.fingerprint()
     first, second = (RolloutEngine(b, max_answer_tokens=4).rollout(questions, 1) for b in (backbone, again))
-    assert torch.equal(first.latents, second.latents)
+    if layout == "llama":
+        assert torch.equal(first.latents, second.latents)
+    else:  # made here with an activation that loading takes in its fused form: the same function, other last bits
+        torch.testing.assert_close(first.latents, second.latents, atol=1e-5, rtol=1e-5)
+        again.save_pretrained(tmp_path / "again")
+        third = RolloutEngine(load_backbone(tmp_path / "again"), max_answer_tokens=4).rollout(questions, 1)
+        assert torch.equal(second.latents, third.latents)
     assert first.texts == second.texts
 
 
