@@ -4,7 +4,8 @@ from latent_tts.evaluation.report.console import console_tables, print_tables
 from latent_tts.evaluation.report.figures import figures, save_figures
 from latent_tts.evaluation.report.files import write_report, write_tensorboard
 from latent_tts.evaluation.report.markdown import markdown
-from latent_tts.evaluation.report.tables import DASH, Cell, StrategyResult, curves, facts, results
+from latent_tts.evaluation.report.tables import facts
+from latent_tts.evaluation.results import DASH, Cell, StrategyResult, curves, results
 
 __all__ = [
     "DASH",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_tts.evaluation.report.tables import Metrics, curve_rows, facts, result_rows
+from latent_tts.evaluation.report.tables import curve_rows, facts, result_rows
+from latent_tts.evaluation.results import Metrics
 
 if TYPE_CHECKING:
     from rich.table import Table

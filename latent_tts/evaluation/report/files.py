@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from latent_tts.evaluation.report.figures import figures, save_figures
 from latent_tts.evaluation.report.markdown import markdown
-from latent_tts.evaluation.report.tables import Metrics, curves, results
+from latent_tts.evaluation.results import Metrics, curves, results
 from latent_tts.evaluation.run_folder import METRICS_FILE, write_whole
 
 if TYPE_CHECKING:

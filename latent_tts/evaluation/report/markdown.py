@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from latent_tts.evaluation.report.figures import ACCURACY_FIGURE, COMPUTE_FIGURE, DIVERSITY_FIGURE
-from latent_tts.evaluation.report.tables import Metrics, curve_rows, description, facts, result_rows
+from latent_tts.evaluation.report.tables import curve_rows, facts, result_rows
+from latent_tts.evaluation.results import Metrics, description
 
 _OVER_K = """In percent, with 95 % intervals over problems. Coverage is the chance that at least one of k rollouts is right; an \
 aggregation's accuracy at k is its expectation over the k-subsets of the rollouts."""
@@ -32,14 +32,14 @@ def markdown(metrics: Metrics, figures: Mapping[str, str]) -> str:
         "## Accuracy against the number of rollouts",
         _OVER_K,
         _table(*curve_rows(metrics, " (")),
-        pictures.get(ACCURACY_FIGURE, ""),
+        pictures.get("accuracy", ""),
         "## Every strategy at its full budget",
         _FULL_BUDGET,
         _table(*result_rows(metrics, " (")),
-        pictures.get(COMPUTE_FIGURE, ""),
+        pictures.get("compute", ""),
         "## Diversity of the latent thoughts",
         _DIVERSITY,
-        pictures.get(DIVERSITY_FIGURE, ""),
+        pictures.get("diversity", ""),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -1,0 +1,46 @@
+"""The figures of a run, one a file: each is a function of the metrics, and of the records where it needs them.
+
+To add one, write a function `(metrics, records) -> Figure | None` in a file of its own and name it in `FIGURES`: files, the
+report and TensorBoard find it from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.report.figures.accuracy import accuracy_figure
+from latent_tts.evaluation.report.figures.compute import compute_figure
+from latent_tts.evaluation.report.figures.diversity import diversity_figure
+from latent_tts.evaluation.results import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES: dict[str, Callable[[Metrics, Iterable[Record] | None], Figure | None]] = {
+    "accuracy": accuracy_figure,
+    "compute": compute_figure,
+    "diversity": diversity_figure,
+}
+"""Name -> what draws it from the content of metrics.json and the records, None where it has nothing to show."""
+
+
+def figures(metrics: Metrics, records: Iterable[Record] | None = None) -> dict[str, Figure]:
+    """All figures that have something to show, by name.
+
+    Args:
+        metrics: The content of metrics.json.
+        records: The records it was made from, which can be gone through more than once; None leaves out the figures of them.
+    """
+    drawn = {name: draw(metrics, records) for name, draw in FIGURES.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def save_figures(drawn: Mapping[str, Figure], folder: Path) -> dict[str, str]:
+    """Writes PNG files; returns name -> path relative to the folder's parent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
+    return {name: f"{folder.name}/{name}.png" for name in drawn}
