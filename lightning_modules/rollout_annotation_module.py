@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning.pytorch import LightningModule
 
-from latent_tts.annotation.prefix_values import annotate
+from latent_tts.annotation.prefix_values import annotate, continuation_parts
 from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.annotation.settings import AnnotationOptions, AnnotationSettings, LastValue, LatentDtype
 from latent_tts.answers import AnswerRule
@@ -106,6 +105,7 @@ class RolloutAnnotationModule(LightningModule):
         self.engine = RolloutEngine(self.backbone, sampler, max_answer_tokens)
         self.metrics = AnnotationCounts()
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
+        self._continuation_parts = continuation_parts()
 
     def annotation_settings(self, data: str, precision: str = "32-true") -> AnnotationSettings:
         """Everything the annotations depend on.
@@ -131,20 +131,20 @@ class RolloutAnnotationModule(LightningModule):
         )
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:
-        """One annotated problem a problem, in the batch's order; a batch that does not fit in memory is cut in parts."""
-        while True:
-            try:
-                parts = self._problem_parts.run(lambda first, end: self._annotate(batch[first:end]), len(batch))
-                return [problem for part in parts for problem in part]
-            except DoesNotFitError as error:
-                if self.max_rows <= max(1, self.num_continuations):
-                    raise UserError(
-                        f"Not even one problem with its {self.num_rollouts} rollouts and the {self.num_continuations} "
-                        f"continuations of a prefix fits in the memory of {self.device}: take --model.dtype bfloat16, a smaller "
-                        "--model.num_rollouts or --model.max_answer_tokens, or a device with more room."
-                    ) from error
-                self.max_rows = max(1, self.num_continuations, self.max_rows // 2)
-                warnings.warn("Out of memory: going on with fewer continuations at a time (max_rows).", stacklevel=2)
+        """One annotated problem a problem, in the batch's order; a batch that does not fit in memory is cut in parts.
+
+        Raises:
+            UserError: Not even one problem fits in memory.
+        """
+        try:
+            parts = self._problem_parts.run(lambda first, end: self._annotate(batch[first:end]), len(batch))
+        except DoesNotFitError as error:
+            raise UserError(
+                f"Not even one problem with its {self.num_rollouts} rollouts and the {self.num_continuations} "
+                f"continuations of a prefix fits in the memory of {self.device}: take --model.dtype bfloat16, a smaller "
+                "--model.num_rollouts or --model.max_answer_tokens, or a device with more room."
+            ) from error
+        return [problem for part in parts for problem in part]
 
     def _annotate(self, batch: Sequence[Problem]) -> list[AnnotatedProblem]:
         found = annotate(
@@ -159,6 +159,7 @@ class RolloutAnnotationModule(LightningModule):
             self.answer_rule,
             self.max_rows,
             self.continue_uniform,
+            self._continuation_parts,
         )
         self.metrics.token_steps += int(found.token_steps.sum())
         latents, num_latents = found.rollouts.latents.cpu(), found.rollouts.num_latents.cpu()

@@ -181,7 +181,6 @@ def test_a_problem_that_does_not_fit_is_one_sentence(backbone, problems, little_
         module.predict_step(problems)
 
 
-@pytest.mark.filterwarnings("ignore:Out of memory")
 @pytest.mark.parametrize("most_rows", [20, 9, 5])
 def test_annotations_are_the_same_where_memory_is_short(most_rows, backbone, problems, little_memory):
     """4 rollouts and 5 continuations: 20 rows are 5 problems or 4 prefixes, 5 rows one problem or one prefix."""
@@ -200,7 +199,6 @@ def test_annotations_are_the_same_where_memory_is_short(most_rows, backbone, pro
         torch.testing.assert_close(one.latents, other.latents, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:Out of memory")
 def test_an_annotation_that_does_not_fit_is_one_sentence(backbone, problems, little_memory):
     module = RolloutAnnotationModule(backbone, AdditiveGaussianNoise(0.4), 4, 5, max_answer_tokens=6, max_rows=9).eval()
     little_memory(4)

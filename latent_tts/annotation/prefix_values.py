@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -34,6 +35,7 @@ from torch.nn.functional import pad
 from latent_tts.annotation.settings import LastValue
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.memory import FittingParts
 from latent_tts.engine.rollouts import Finished, Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
@@ -73,6 +75,7 @@ def annotate(
     rule: AnswerRule = "tolerance",
     max_rows: int = 512,
     continue_uniform: bool = True,
+    parts: FittingParts | None = None,
 ) -> AnnotatedRollouts:
     """Draws N rollouts of every question and values each of their prefixes by M continuations.
 
@@ -90,11 +93,14 @@ def annotate(
         max_rows: Continuations that are in memory at once (at least the M of one prefix); results do not depend on it.
         continue_uniform: Whether problems whose rollouts are all right or all wrong get continuations too. Without them
             the last prefix of each of their rollouts has its own answer's correctness for a value, and no other has one.
+        parts: Cuts continuations that do not fit in memory, and knows from one call to the next how many do.
 
     Raises:
         UserError: A number out of its range, or a problem without its gold answer.
+        DoesNotFitError: There is no room for the M continuations of one prefix.
     """
     _check(num_rollouts, num_continuations, max_rows, last, questions, golds)
+    parts = continuation_parts() if parts is None else parts
     state, rollouts = _roll_out(engine, engine.expand(engine.start(questions, seed, problem_ids), num_rollouts))
     num_latents = rollouts.num_latents
     answers = [answer for row in rollouts.answers for answer in row]
@@ -106,7 +112,8 @@ def annotate(
     spent = torch.zeros(num_latents.numel(), dtype=torch.int64)
     for step in range(1, state.step + 1 if num_continuations else 1):
         wanted = _left_to_chance(engine, num_latents, step, last) & continued.to(num_latents.device)
-        for rows, shares, cost in _prefix_values(engine, state, step, wanted, golds, num_continuations, rule, max_rows):
+        prefixes = _Prefixes(engine, state, step, golds, num_continuations, rule)
+        for rows, shares, cost in prefixes.values(wanted, max_rows, parts):
             values.view(-1, values.shape[2])[rows, step - 1] = shares
             spent[rows] += cost
     token_steps = rollouts.token_steps + spent.view(-1, num_rollouts).sum(dim=1)
@@ -137,64 +144,77 @@ def _left_to_chance(engine: RolloutEngine, num_latents: Tensor, step: int, last:
     return num_latents > step
 
 
-def _prefix_values(
-    engine: RolloutEngine,
-    state: ThoughtState,
-    step: int,
-    wanted: Tensor,
-    golds: Sequence[float],
-    num_continuations: int,
-    rule: AnswerRule,
-    max_rows: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Values of the wanted prefixes of ``step`` thoughts, chunk by chunk.
+class _Prefixes:
+    """The prefixes of ``step`` thoughts of all rollouts, to be continued M times each."""
 
-    Yields:
-        Row numbers among the P * N rollouts (K,), their values (K,) float32, and positions spent on them (K,) int64.
-    """
-    gold_of_row = _repeat(golds, state.group_size)
-    prefixes = state.rewind(step).rekey(_PREFIX_SALT + step)
-    if (
-        engine.sampler.prompt_sharing is PromptSharing.NONE
-    ):  # a rollout then shares its own prompt with its continuations
-        prefixes = replace(prefixes, prompts=[prompt for prompt in state.prompts for _ in range(state.group_size)])
-        wanted = wanted.reshape(-1, 1)
-    for index, mask in _chunks(wanted, max(1, max_rows // num_continuations)):
-        chunk = prefixes.select(index)
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        state: ThoughtState,
+        step: int,
+        golds: Sequence[float],
+        num_continuations: int,
+        rule: AnswerRule,
+    ) -> None:
+        self.engine, self.step, self.num_continuations, self.rule = engine, step, num_continuations, rule
+        self.gold_of_row = _repeat(golds, state.group_size)
+        self.state = state.rewind(step).rekey(_PREFIX_SALT + step)
+        # A rollout whose prompt can't be shared with the others shares it with its own continuations.
+        self.apart = engine.sampler.prompt_sharing is PromptSharing.NONE
+        if self.apart:
+            prompts = [prompt for prompt in state.prompts for _ in range(state.group_size)]
+            self.state = replace(self.state, prompts=prompts)
+
+    def values(self, wanted: Tensor, max_rows: int, parts: FittingParts) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Values of the wanted prefixes, (P, N) bool, some at a time.
+
+        Yields:
+            Row numbers among the P * N rollouts (K,), their values (K,) float32, and positions spent on them (K,) int64.
+        """
+        left = (wanted.reshape(-1, 1) if self.apart else wanted).clone()
+        while left.any():
+            index, mask = _rectangle(left, max(1, parts.limit(max_rows) // self.num_continuations))
+            part = parts.attempt(
+                partial(self._continue, index), index.numel() * self.num_continuations, index.numel() == 1
+            )
+            if part is not None:
+                rows, shares, spent = (column[mask.flatten().cpu()] for column in part[0])
+                left.view(-1)[rows.to(left.device)] = False
+                yield rows, shares, spent
+
+    def _continue(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers, values and positions of the prefixes at (P', G')."""
+        engine, step, count = self.engine, self.step, self.num_continuations
+        prefixes = self.state.select(index)
         thinks_on = step < engine.backbone.num_latents
-        forked = engine.expand(chunk, num_continuations) if thinks_on else chunk.fork(num_continuations)
-        finished = engine.finish(forked)
+        finished = engine.finish(engine.expand(prefixes, count) if thinks_on else prefixes.fork(count))
         rows = index.flatten().cpu()
-        right = _correct(finished.answers.answers, _repeat([gold_of_row[row] for row in rows], num_continuations), rule)
+        right = _correct(finished.answers.answers, _repeat([self.gold_of_row[row] for row in rows], count), self.rule)
         fed = (finished.num_latents - step + finished.answers.num_tokens).cpu().view(len(rows), -1).sum(dim=1)
-        fed += (
-            num_continuations if engine.sampler.prompt_sharing.random_pass else 1
-        )  # the pass over the prefix's last thought
-        keep = mask.flatten().cpu()
-        yield rows[keep], right.view(len(rows), -1).float().mean(dim=1)[keep], fed[keep]
+        fed += count if engine.sampler.prompt_sharing.random_pass else 1  # the pass over the prefix's last thought
+        return rows, right.view(len(rows), -1).float().mean(dim=1), fed
 
 
-def _chunks(wanted: Tensor, max_prefixes: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cuts the wanted rows into rectangles of at most ``max_prefixes`` rows.
+def _rectangle(wanted: Tensor, max_prefixes: int) -> tuple[Tensor, Tensor]:
+    """The next wanted rows: a rectangle of at most ``max_prefixes``.
 
     Args:
-        wanted: (P, G) bool.
+        wanted: (P, G) bool, at least one of them true.
 
-    Yields:
+    Returns:
         Row numbers (P', G'), those of one problem in a line, and which of them are wanted: a line with fewer of them
         than another is filled up with others of its problem.
     """
-    group = wanted.shape[1]
     counts = wanted.sum(dim=1)
-    order = wanted.int().argsort(dim=1, descending=True, stable=True)
-    width = int(counts.max())
-    columns = min(max(width, 1), max_prefixes)
-    lines = max_prefixes // columns
-    for first in range(0, width, columns):
-        problems = (counts > first).nonzero().squeeze(1)
-        for some in problems.split(lines):
-            slots = order[some, first : min(first + columns, width)]
-            yield some.unsqueeze(1) * group + slots, wanted[some].gather(1, slots)
+    columns = min(int(counts.max()), max_prefixes)
+    lines = counts.nonzero().squeeze(1)[: max_prefixes // columns]
+    slots = wanted[lines].int().argsort(dim=1, descending=True, stable=True)[:, :columns]
+    return lines.unsqueeze(1) * wanted.shape[1] + slots, wanted[lines].gather(1, slots)
+
+
+def continuation_parts() -> FittingParts:
+    """What cuts continuations that do not fit in memory."""
+    return FittingParts("continuations", " A smaller --model.max_rows saves the attempt.")
 
 
 def _correct(answers: Sequence[float | None], golds: Sequence[float], rule: AnswerRule) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -44,33 +45,42 @@ class FittingParts:
         results: list[R] = []
         first = 0
         while first < size:
-            rows = min(limit for limit in (size * rows_each, self.most, most) if limit is not None)
-            end = min(size, first + max(1, rows // rows_each))
-            if self._fits(work, first, end, results):
+            end = min(size, first + max(1, self.limit(size * rows_each, most) // rows_each))
+            part = self.attempt(partial(work, first, end), (end - first) * rows_each, smallest=end - first == 1)
+            if part is not None:
+                results.append(part[0])
                 first = end
-                continue
-            self._halve((end - first) * rows_each)
-            if end - first == 1:
-                raise DoesNotFitError(self.what)
         return results
 
-    def _fits(self, work: Callable[[int, int], R], first: int, end: int, results: list[R]) -> bool:
-        """Whether memory was enough; where not, the error is gone on return, and with it all that its frames held."""
+    def limit(self, *rows: int | None) -> int:
+        """The smallest of some numbers of rows, and of those that have not failed yet."""
+        return min(limit for limit in (*rows, self.most) if limit is not None)
+
+    def attempt(self, work: Callable[[], R], rows: int, smallest: bool) -> tuple[R] | None:
+        """What `work` returns, in a tuple; None where it did not fit in memory, and half of its rows are to be tried next.
+
+        The error is gone on return, and with it all that its frames held.
+
+        Raises:
+            DoesNotFitError: The smallest part does not fit.
+        """
         try:
-            results.append(work(first, end))
-            return True
+            return (work(),)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return False
+        self._halve(rows)
+        if smallest:
+            raise DoesNotFitError(self.what)
+        return None
 
     def _halve(self, rows: int) -> None:
         if self.most is None and rows > 1:
             warnings.warn(
                 f"{rows} {self.what} at a time do not fit in memory: going on with smaller parts.{self.advice}",
-                stacklevel=2,
+                stacklevel=3,
             )
         self.most = max(1, rows // 2)
 
