@@ -42,8 +42,9 @@ def random_coconut(size: str, dtype: torch.dtype = torch.float32, num_latents: i
     layers, width, heads, vocabulary = SIZES[size]
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0
-    )
+        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0,
+        activation_function="gelu_pytorch_tanh",  # as a folder's model is loaded
+    )  # fmt: skip
     model: Any = GPT2LMHeadModel(config)
     model = model.to(dtype=dtype, device=device).eval()
     return Coconut(model, byte_tokenizer(Coconut.special_tokens), num_latents=num_latents)
