@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -104,6 +105,9 @@ def test_figures_are_the_same_bytes_every_time(metrics, tmp_path):
     paths = report.save_figures(report.figures(metrics), tmp_path / "a" / "figures")
     again = report.save_figures(report.figures(metrics), tmp_path / "b" / "figures")
     assert paths == again == {name: f"figures/{name}.png" for name in ("accuracy", "compute", "diversity")}
+    for path in paths.values():
+        drawing = Path(path).with_suffix(".svg")
+        assert (tmp_path / "a" / drawing).read_bytes() == (tmp_path / "b" / drawing).read_bytes()
     for path in paths.values():
         content = (tmp_path / "a" / path).read_bytes()
         assert content.startswith(b"\x89PNG") and content == (tmp_path / "b" / path).read_bytes()

@@ -26,6 +26,13 @@ FIGURES: dict[str, Callable[[Metrics, Iterable[Record] | None], Figure | None]] 
 }
 """Name -> what draws it from the content of metrics.json and the records, None where it has nothing to show."""
 
+CAPTIONS: dict[str, str] = {
+    "accuracy": "Coverage, and the accuracy of every aggregation, against the number of rollouts k.",
+    "compute": "Accuracy against the positions that went through the backbone and the reward model per problem.",
+    "diversity": "Mean pairwise cosine distance between the rollouts of a problem at each latent step.",
+}
+"""Name -> what it shows, in a sentence."""
+
 
 def figures(metrics: Metrics, records: Iterable[Record] | None = None) -> dict[str, Figure]:
     """All figures that have something to show, by name.
@@ -39,8 +46,12 @@ def figures(metrics: Metrics, records: Iterable[Record] | None = None) -> dict[s
 
 
 def save_figures(drawn: Mapping[str, Figure], folder: Path) -> dict[str, str]:
-    """Writes PNG files; returns name -> path relative to the folder's parent."""
+    """Writes each as PNG and as SVG, the same bytes every time; returns name -> path of the PNG from the folder's parent."""
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
+        with rc_context({"svg.hashsalt": name}):
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
     return {name: f"{folder.name}/{name}.png" for name in drawn}

@@ -1,0 +1,60 @@
+"""Figures: nothing is cut or covered, whatever the values, N, and names; and what is drawn is what was measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from latent_tts.evaluation.report.figures import CAPTIONS, FIGURES, figures
+from tests.geometry import faults
+from tests.metrics_json import make_metrics_json
+
+
+@pytest.mark.parametrize("num_aggregations", [1, 14])
+@pytest.mark.parametrize("height", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("num_rollouts", [1, 16, 1024])
+def test_nothing_is_cut_and_nothing_is_covered(num_rollouts, height, num_aggregations):
+    drawn = figures(make_metrics_json(num_rollouts, height, num_aggregations))
+    assert {"accuracy", "compute"} <= set(drawn) <= set(FIGURES)
+    assert {name: found for name, figure in drawn.items() if (found := faults(figure))} == {}
+
+
+def test_ticks_of_three_decimals_and_neighbouring_k_have_room():
+    narrow = make_metrics_json(17, 0.5, spread=1e-5)
+    narrow["confidence_interval"] = {}
+    for name, figure in figures(narrow).items():
+        assert faults(figure) == [], name
+
+
+def test_the_geometry_sees_what_a_reader_would():
+    figure = Figure(figsize=(3, 2))
+    axes = figure.add_axes((0.3, 0.3, 0.6, 0.6))
+    axes.plot([0, 1], [0, 2], label="line")
+    axes.set_ylim(0, 1)
+    axes.legend(loc="center")
+    axes.text(0.4, 0.1, "one over")
+    axes.text(0.42, 0.11, "the other")
+    figure.text(0.9, 0.5, "runs out of the canvas")
+    found = " ".join(faults(figure))
+    assert "'runs out of the canvas' lies outside" in found and "'one over' meets 'the other'" in found
+    assert "a legend covers axes" in found and "are cut" in found
+
+
+def test_every_figure_names_model_set_and_number_of_problems():
+    metrics = make_metrics_json(16, 0.5)
+    for figure in figures(metrics).values():
+        title = figure.get_suptitle().replace("\n", " ")
+        assert (
+            "coconut-of-a-long-name" in title and "with-a-long-name.jsonl" in title and "500 problems, N = 16" in title
+        )
+
+
+def test_curves_differ_by_more_than_colour():
+    lines = figures(make_metrics_json(16, 0.5, 14))["accuracy"].axes[0].lines
+    looks = [(str(line.get_marker()), str(line.get_linestyle())) for line in lines if np.size(line.get_xdata()) == 5]
+    assert len(looks) == 15 and len(set(looks)) == 15
+
+
+def test_every_figure_has_a_caption():
+    assert list(CAPTIONS) == list(FIGURES) and all(text.endswith(".") for text in CAPTIONS.values())
