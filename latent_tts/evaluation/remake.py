@@ -1,62 +1,149 @@
-"""Metrics of a run from its records, without a model: as they were, or with other aggregations or another answer rule."""
+"""Metrics of a run from its records, without a model: as they were, or with other aggregations, another answer rule, other k."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from latent_tts.aggregation import check_ks
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import prediction_files, read_records
+from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, Settings, read_run
-from latent_tts.evaluation.strategies import Part, make_aggregations, make_searches, of_search
+from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_search
 from latent_tts.evaluation.summary import EvaluationMetrics
 
 
-def remake_metrics(
-    run: Path, aggregations: Sequence[Part] | None = None, answer_rule: AnswerRule | None = None
-) -> dict[str, Any]:
-    """The content of metrics.json for the records of a run, finished or not.
+@dataclass(frozen=True)
+class Reading:
+    """How records are read; None takes what the run did.
+
+    Attributes:
+        aggregations: What is done with the rollouts.
+        answer_rule: When an answer equals the gold one.
+        ks: Numbers of rollouts at which curves are reported, and 1; the largest is the full budget.
+    """
+
+    aggregations: Sequence[Part] | None = None
+    answer_rule: AnswerRule | None = None
+    ks: Sequence[int] | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything may be other than in the run."""
+        return self != AS_RUN
+
+
+AS_RUN: Final = Reading()
+
+
+class ReadRun:
+    """An evaluation read back from its folder, finished or not.
 
     Args:
-        run: Its folder.
-        aggregations: What is done with the rollouts; None takes what the run did.
-        answer_rule: When an answer equals the gold one; None takes the run's.
+        folder: The run's folder.
+        reading: How its records are read.
 
     Raises:
-        UserError: The folder holds no run or no record, or an aggregation needs scores that the run has not.
+        UserError: The folder holds no evaluation, an aggregation needs scores that it has not, or a k is out of reach.
     """
-    described = read_run(run)
+
+    def __init__(self, folder: Path, reading: Reading = AS_RUN) -> None:
+        self.folder = folder
+        self.described = _described(folder)
+        self.settings: Settings = self.described["settings"]
+        self.own_rule: AnswerRule = self.settings["model.answer_rule"]
+        self.answer_rule = reading.answer_rule or self.own_rule
+        self._reading = reading
+        self.empty_metrics()  # what cannot be is refused before anything is read
+
+    def empty_metrics(self) -> EvaluationMetrics:
+        """Metrics that have counted nothing."""
+        try:
+            return metrics_of_settings(self.settings, self._reading.aggregations, self._reading.ks)
+        except UserError as error:
+            raise UserError(f"{self.folder}: {error}") from error
+
+    def records(self) -> Iterator[Record]:
+        """The records one at a time, judged by the rule."""
+        for record in read_records(prediction_files(self.folder)):
+            yield record if self.answer_rule == self.own_rule else record.judged(record.gold, self.answer_rule)
+
+    def metrics(
+        self,
+        among: Container[str] | None = None,
+        see: Callable[[Record, dict[Strategy, float]], None] | None = None,
+    ) -> dict[str, Any]:
+        """The content of metrics.json.
+
+        Args:
+            among: Ids of the problems to count; None counts all.
+            see: Is handed every record that is counted, with how good every strategy is on it.
+
+        Raises:
+            UserError: There is no record.
+        """
+        metrics = self.empty_metrics()
+        for record in self.records():
+            if among is None or record.problem_id in among:
+                values = metrics.update(record)
+                if see is not None:
+                    see(record, values)
+        if not metrics.num_problems:
+            raise UserError(f"{self.folder} holds no record yet: let the evaluation run first.")
+        found = metrics.compute()
+        evaluated = self._evaluated(found.pop("problems_fingerprint"), metrics)
+        return {"evaluated": evaluated} | found | {"throughput": {"rollouts_per_second": earlier_speed(self.folder)}}
+
+    def _evaluated(self, problems: str, metrics: EvaluationMetrics) -> dict[str, Any]:
+        data = {key.removeprefix("data."): value for key, value in self.settings.items() if key.startswith("data.")}
+        drawn = self.settings["model.num_rollouts"]
+        fewer = {"rollouts_drawn": drawn} if metrics.num_rollouts != drawn else {}
+        changed = {"answer_rule": self.answer_rule, "data": data | {"fingerprint": problems}}
+        evaluated: dict[str, Any] = self.described["evaluated"]
+        return evaluated | changed | fewer
+
+
+def remake_metrics(
+    run: Path,
+    aggregations: Sequence[Part] | None = None,
+    answer_rule: AnswerRule | None = None,
+    ks: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """The content of metrics.json for the records of a run, finished or not; see `Reading` and `ReadRun`."""
+    return ReadRun(run, Reading(aggregations, answer_rule, ks)).metrics()
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    described = read_run(folder)
     if described is None:
-        raise UserError(f"{run} holds no {RUN_FILE}: name the folder of an evaluation.")
-    settings = described["settings"]
-    metrics = metrics_of_settings(settings, aggregations)
-    own: AnswerRule = settings["model.answer_rule"]
-    rule = answer_rule or own
-    for record in read_records(prediction_files(run)):
-        metrics.update(record if rule == own else record.judged(record.gold, rule))
-    if not metrics.num_problems:
-        raise UserError(f"{run} holds no record yet: let the evaluation run first.")
-    found = metrics.compute()
-    data = {key.removeprefix("data."): value for key, value in settings.items() if key.startswith("data.")}
-    data["fingerprint"] = found.pop("problems_fingerprint")
-    evaluated = described["evaluated"] | {"answer_rule": rule, "data": data}
-    return {"evaluated": evaluated} | found | {"throughput": {"rollouts_per_second": earlier_speed(run)}}
+        raise UserError(f"{folder} holds no {RUN_FILE}: name the folder of an evaluation.")
+    if not isinstance(described.get("evaluated"), dict) or "model.num_rollouts" not in described["settings"]:
+        raise UserError(f"{folder} is no evaluation: name the folder of one, with predictions/.")
+    return described
 
 
-def metrics_of_settings(settings: Settings, aggregations: Sequence[Part] | None = None) -> EvaluationMetrics:
+def metrics_of_settings(
+    settings: Settings, aggregations: Sequence[Part] | None = None, ks: Sequence[int] | None = None
+) -> EvaluationMetrics:
     """Empty metrics for records of a run with these settings."""
     scored = settings["model.reward_model.fingerprint"] is not None
     parts = settings["model.aggregations"] if aggregations is None else aggregations
     searches = make_searches(settings["model.search"], scored)
+    if ks is not None:
+        check_ks(ks, settings["model.num_rollouts"])
+        ks = sorted({1, *ks})  # a single rollout is what others are measured from
     return EvaluationMetrics(
-        settings["model.num_rollouts"],
+        settings["model.num_rollouts"] if ks is None else ks[-1],
         settings["model.num_latents"],
         make_aggregations(parts, scored),
         [of_search(search) for search in searches],
         written="model.written.fingerprint" in settings,
+        ks=ks,
     )
 
 

@@ -108,6 +108,7 @@ class EvaluationMetrics:
         aggregations: What is done with the N rollouts.
         searches: The searches of each record.
         written: Whether each record holds the answer of a model that reasons in writing.
+        ks: Numbers of rollouts at which curves are reported, up to N; None takes `k_grid`.
     """
 
     def __init__(
@@ -117,8 +118,9 @@ class EvaluationMetrics:
         aggregations: Sequence[Aggregation],
         searches: Sequence[Strategy] = (),
         written: bool = False,
+        ks: Sequence[int] | None = None,
     ) -> None:
-        self.num_rollouts, self.ks = num_rollouts, k_grid(num_rollouts)
+        self.num_rollouts, self.ks = num_rollouts, k_grid(num_rollouts) if ks is None else list(ks)
         self.aggregations, self.searches = list(aggregations), list(searches)
         self.answers = [GREEDY, WRITTEN] if written else [GREEDY]  # one answer a problem
         curves = [of_aggregation(part, k) for part in aggregations for k in self.ks]
@@ -138,8 +140,8 @@ class EvaluationMetrics:
         """Problems this process has counted."""
         return int(self.count.sum_value)
 
-    def update(self, record: Record) -> None:
-        """Counts one problem."""
+    def update(self, record: Record) -> dict[Strategy, float]:
+        """Counts one problem; how good every strategy is on it."""
         accuracy = accuracy_values(record, self.aggregations, self.ks)
         cost = token_step_values(record, self.aggregations, self.ks)
         for search in self.searches:
@@ -157,6 +159,7 @@ class EvaluationMetrics:
         self.problems.update(record.problem_id, record.question, record.gold)
         self.count.update(1)
         self.nonfinite.update(sum(not rollout.finite for rollout in record.rollouts))
+        return accuracy
 
     def so_far(self) -> dict[Strategy, Interval]:
         """Accuracy of every strategy at its full budget, and coverage, over the problems of this process."""
