@@ -22,7 +22,7 @@ from latent_tts.evaluation.strategies import Part, make_aggregations, make_searc
 from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
-from latent_tts.sampling import AnswerSampler, Sampler
+from latent_tts.sampling import SAMPLERS, AnswerSampler, Sampler
 from latent_tts.search import SEARCHES
 
 
@@ -36,8 +36,7 @@ class ParallelTTSModule(LightningModule):
 
     Args:
         backbone: Folder or hub id of the latent reasoning model (published layout).
-        sampler: How rollouts are made different: AdditiveGaussianNoise (sigma), MonteCarloDropout (p, sites, scope) or
-            Deterministic.
+        sampler: How rollouts are made different, with options of its own (docs/samplers.md): SAMPLERS.
         num_rollouts: N, rollouts of each problem.
         seed: Seed of every random draw; rollout n of a problem depends on nothing but this seed, the problem's id and n.
         max_answer_tokens: Answers are cut off after this many tokens.
@@ -202,5 +201,5 @@ class ParallelTTSModule(LightningModule):
 
 
 # The help of the command line is read off the docstring; what there is to choose from is read off the registries.
-for _word, _names in {"AGGREGATIONS": list(AGGREGATIONS), "SEARCHES": list(SEARCHES)}.items():
+for _word, _names in {"AGGREGATIONS": [*AGGREGATIONS], "SEARCHES": [*SEARCHES], "SAMPLERS": [*SAMPLERS]}.items():
     ParallelTTSModule.__doc__ = str(ParallelTTSModule.__doc__).replace(_word, ", ".join(_names))

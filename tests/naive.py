@@ -6,6 +6,7 @@ written out here once more. Only the random numbers are the engine's: they are p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,19 @@ from transformers import AutoModelForCausalLM
 
 from latent_tts.backbones import LatentBackbone
 from latent_tts.problems import problem_id_from_question
-from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, MonteCarloDropout, NativeGaussian, Sampler
+from latent_tts.sampling import (
+    AdditiveGaussianNoise,
+    AnswerSampler,
+    MonteCarloDropout,
+    NativeGaussian,
+    RelativeGaussianNoise,
+    RolloutDropout,
+    Sampler,
+    SingularValuePerturbation,
+)
 from latent_tts.sampling.answer_sampler import _ANSWER_SALT
+from latent_tts.sampling.rollout_dropout import _MASK_SALT
+from latent_tts.sampling.singular_value_perturbation import _SALT
 from latent_tts.seeding import fold_in, keep_mask, normal, problem_keys, uniform
 
 PROMPTS = {
@@ -114,6 +126,8 @@ def think(
             latent = latent + sampler.temperature * std * noise
         if isinstance(sampler, AdditiveGaussianNoise):
             latent = latent + sampler.sigma * noise
+        if isinstance(sampler, RelativeGaussianNoise):
+            latent = latent + sampler.ratio * latent.norm() / len(latent) ** 0.5 * noise
         latents.append(latent)
         sequence = torch.cat([sequence, latent.unsqueeze(0)])
     return latents
@@ -173,27 +187,32 @@ class MaskedForward:
     @torch.no_grad()
     def __call__(self, sequence: Tensor, thinking: int) -> Tensor:
         """Hidden states (L, D) of a sequence (L, D)."""
-        length = len(sequence)
         handles = []
-        if isinstance(self.sampler, MonteCarloDropout):
-            offsets = torch.arange(length) - self.prompt_length
+        if isinstance(self.sampler, MonteCarloDropout | SingularValuePerturbation):
+            offsets = torch.arange(len(sequence)) - self.prompt_length
             on = (offsets >= -1) & (offsets < thinking)
             if "prompt" in self.sampler.scope:
                 on |= offsets < 0
             if "answer" in self.sampler.scope:
                 on |= offsets >= 0
-            for site, module in enumerate(self._sites(self.sampler)):
-                handles.append(module.register_forward_hook(self._hook(site, offsets, on)))
+            if isinstance(self.sampler, MonteCarloDropout):
+                sites = enumerate(self._sites(self.sampler))
+                handles = [module.register_forward_hook(self._hook(site, offsets, on)) for site, module in sites]
+            else:
+                handles = [module.register_forward_hook(hook) for module, hook in self._perturbed_values(on)]
         hidden: Tensor = self.plain.lm.base_model(inputs_embeds=sequence.unsqueeze(0), use_cache=False)[0][0]
         for handle in handles:
             handle.remove()
         return hidden
 
+    def _blocks(self) -> Any:
+        base = self.plain.lm.base_model
+        return base.h if hasattr(base, "h") else base.layers
+
     def _sites(self, sampler: MonteCarloDropout) -> list[Any]:
         """Output projections of the blocks' sub-layers, in the order that they run in."""
         sites: list[Any] = []
-        base = self.plain.lm.base_model
-        for block in base.h if hasattr(base, "h") else base.layers:
+        for block in self._blocks():
             attention = block.attn.c_proj if hasattr(block, "attn") else block.self_attn.o_proj
             ffn = block.mlp.c_proj if hasattr(block, "attn") else block.mlp.down_proj
             sites += [ffn] if sampler.sites == "ffn" else [attention, ffn]
@@ -201,6 +220,8 @@ class MaskedForward:
 
     def position_keys(self, offsets: Tensor) -> Tensor:
         """Keys (L,) of the masks at positions (L,), counted from the end of the prompt."""
+        if isinstance(self.sampler, RolloutDropout):
+            return fold_in(self.key, _MASK_SALT).expand(len(offsets))
         return fold_in(self.key, offsets)
 
     def _hook(self, site: int, offsets: Tensor, on: Tensor) -> Any:
@@ -213,3 +234,21 @@ class MaskedForward:
             return torch.where(on.view(1, -1, 1), dropped, output)
 
         return hook
+
+    def _perturbed_values(self, on: Tensor) -> Iterator[tuple[Any, Any]]:
+        """Each block's layer that makes values, with a hook that has it multiply by a whole other matrix."""
+        assert isinstance(self.sampler, SingularValuePerturbation)
+        for number, block in enumerate(self._blocks()):
+            fused = hasattr(block, "attn")
+            layer = block.attn.c_attn if fused else block.self_attn.v_proj
+            matrix = layer.weight[:, -layer.weight.shape[0] :] if fused else layer.weight.t()  # (D, W)
+            left, strengths, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+            eps = self.sampler.sigma * normal(fold_in(fold_in(self.key, _SALT), number), strengths.shape)[0]
+            other = (left @ torch.diag(strengths * (1 + eps)) @ right).float()
+
+            def hook(_module: Any, inputs: Any, output: Tensor, matrix: Any = matrix, other: Any = other) -> Tensor:
+                changed = output.clone()
+                changed[..., -matrix.shape[1] :] += inputs[0] @ other - inputs[0] @ matrix
+                return torch.where(on.view(1, -1, 1), changed, output)
+
+            yield layer, hook

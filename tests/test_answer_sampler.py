@@ -10,7 +10,7 @@ from scipy import stats
 
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic
+from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic, RolloutDropout
 from latent_tts.seeding import fold_in, problem_keys
 from tests.naive import naive_rollout
 
@@ -116,9 +116,15 @@ def test_first_tokens_of_4_000_rollouts_are_as_frequent_as_a_plain_forward_pass_
     assert stats.chisquare(observed[some].numpy(), wanted[some].numpy(), sum_check=False).pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [Deterministic(), AdditiveGaussianNoise(0.2), RolloutDropout(0.2, scope="prompt+latent+answer")],
+    ids=["alone", "with noise", "with dropout"],
+)
 @pytest.mark.parametrize("kind", ["coconut", "colar"])
-def test_drawn_answers_equal_recomputing_everything_for_every_token(kind, tiny_backbone, questions):
-    backbone, noise, drawing = tiny_backbone(kind, "gpt2"), AdditiveGaussianNoise(0.2), AnswerSampler(0.8, 0.9)
+def test_drawn_answers_equal_recomputing_everything_for_every_token(kind, noise, tiny_backbone, questions):
+    """Answers drawn after the same thoughts, and after thoughts that differ too."""
+    backbone, drawing = tiny_backbone(kind, "gpt2"), AnswerSampler(0.8, 0.9)
     rollouts = RolloutEngine(backbone, noise, 4, drawing).rollout(questions[:2], 2, seed=7)
     for b, question in enumerate(questions[:2]):
         for n in range(2):

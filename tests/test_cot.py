@@ -13,9 +13,13 @@ from latent_tts.backbones.cot import Cot
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
+from latent_tts.problems import problem_id_from_question
+from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic, MonteCarloDropout
+from latent_tts.sampling.answer_sampler import _ANSWER_SALT
+from latent_tts.seeding import fold_in, problem_keys, uniform
 from lightning_modules.chain_of_thought_module import ChainOfThoughtModule
 from tests.conftest import QUESTIONS
+from tests.naive import drawn_token
 from tests.training import addition, make_data, make_trainer
 
 
@@ -62,6 +66,26 @@ def test_without_thoughts_noise_changes_nothing_and_dropout_of_the_writing_does(
         texts = RolloutEngine(backbone, sampler, 8).rollout(QUESTIONS, num_rollouts=2).texts
         assert texts == RolloutEngine(backbone, sampler, 8).rollout(QUESTIONS, num_rollouts=2).texts
         assert (texts == noisy) == (scope == "latent")
+
+
+@torch.no_grad()
+def test_steps_and_answer_of_a_chain_are_drawn_by_ordinary_sampling(plain):
+    """Token by token by hand, the whole text again each time; the prompt is encoded once, and chains differ."""
+    backbone, drawing = load_backbone(plain, kind="cot"), AnswerSampler(temperature=0.9, top_p=0.95)
+    rollouts = RolloutEngine(backbone, Deterministic(), 6, drawing).rollout(QUESTIONS, num_rollouts=3, seed=4)
+    for i, question in enumerate(QUESTIONS):
+        for n in range(3):
+            key = fold_in(problem_keys(4, [problem_id_from_question(question)]), n)
+            ids: list[int] = backbone.tokenizer(f"{question}\n", add_special_tokens=False)["input_ids"]
+            written: list[int] = []
+            while len(written) < 6 and written[-1:] != [backbone.eos_token_id]:
+                logits = backbone.model(torch.tensor([ids + written])).logits[0, -1]
+                draw = float(uniform(fold_in(fold_in(key, _ANSWER_SALT), len(written)), ()))
+                written.append(drawn_token(logits, drawing, draw))
+            assert rollouts.answer_ids[i, n, : len(written)].tolist() == written
+    assert any(len(set(texts)) > 1 for texts in rollouts.texts)
+    prompts = torch.tensor([len(prompt) for prompt in backbone.encode_prompts(QUESTIONS)])
+    assert torch.equal(rollouts.shared_steps, prompts)
 
 
 def test_loss_is_the_mean_over_the_tokens_of_steps_and_answers(plain):

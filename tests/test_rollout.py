@@ -8,7 +8,15 @@ import torch
 from latent_tts.acceleration.kernels.library import kernels
 from latent_tts.engine.engine import MOST_ROWS, RolloutEngine
 from latent_tts.errors import UserError
-from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, PromptSharing
+from latent_tts.sampling import (
+    AdditiveGaussianNoise,
+    Deterministic,
+    MonteCarloDropout,
+    PromptSharing,
+    RelativeGaussianNoise,
+    RolloutDropout,
+    SingularValuePerturbation,
+)
 from tests.naive import naive_rollout
 
 SAMPLERS = {
@@ -18,7 +26,13 @@ SAMPLERS = {
     "dropout-ffn": MonteCarloDropout(p=0.2, sites="ffn", scope="latent"),
     "dropout-prompt": MonteCarloDropout(p=0.1, scope="prompt+latent"),
     "dropout-answer": MonteCarloDropout(p=0.1, scope="prompt+latent+answer"),
+    "relative": RelativeGaussianNoise(ratio=0.4),
+    "kept-mask": RolloutDropout(p=0.2),
+    "kept-mask-answer": RolloutDropout(p=0.1, scope="prompt+latent+answer"),
+    "values": SingularValuePerturbation(sigma=0.5),
+    "values-answer": SingularValuePerturbation(sigma=0.3, scope="prompt+latent+answer"),
 }
+TO_THE_BIT = ["agn", "dropout-latent", "relative", "kept-mask", "values", "values-answer"]
 KINDS_AND_LAYOUTS = [(kind, layout) for kind in ("coconut", "codi", "colar") for layout in ("gpt2", "llama")]
 
 
@@ -63,7 +77,7 @@ def test_batch_size_and_order_change_nothing(kind, sampler, tiny_backbone, quest
 
 @pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sampler", [SAMPLERS["agn"], SAMPLERS["dropout-latent"]], ids=["agn", "dropout-latent"])
+@pytest.mark.parametrize("sampler", [SAMPLERS[name] for name in TO_THE_BIT], ids=TO_THE_BIT)
 @pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
 def test_by_the_kernels_a_rollout_is_its_own_to_the_bit(kind, layout, sampler, dtype, tiny_backbone, questions):
     """Whatever batch it is drawn in, with however many others, in however many threads: nothing is left to rounding."""
@@ -110,7 +124,13 @@ def test_rollouts_drawn_a_few_at_a_time_are_those_drawn_at_once(kind, sampler, t
 
 @pytest.mark.parametrize(
     "nearly_greedy",
-    [AdditiveGaussianNoise(sigma=0.0), MonteCarloDropout(p=1e-9), MonteCarloDropout(p=1e-9, scope="prompt+latent")],
+    [
+        AdditiveGaussianNoise(sigma=0.0),
+        RelativeGaussianNoise(ratio=0.0),
+        MonteCarloDropout(p=1e-9),
+        MonteCarloDropout(p=1e-9, scope="prompt+latent"),
+        SingularValuePerturbation(sigma=0.0),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
@@ -122,7 +142,7 @@ def test_vanishing_randomness_is_greedy(kind, layout, nearly_greedy, tiny_backbo
     torch.testing.assert_close(sampled.latents, greedy.latents, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [SAMPLERS["agn"], SAMPLERS["dropout-latent"]], ids=["agn", "dropout-latent"])
+@pytest.mark.parametrize("sampler", [SAMPLERS[name] for name in TO_THE_BIT], ids=TO_THE_BIT)
 def test_rollouts_differ_from_each_other_from_the_first_thought_on(sampler, tiny_backbone, questions):
     rollouts = RolloutEngine(tiny_backbone(), sampler).rollout(questions[:1], num_rollouts=4)
     distances = torch.cdist(rollouts.latents[0].transpose(0, 1), rollouts.latents[0].transpose(0, 1))  # (T, N, N)
@@ -166,8 +186,16 @@ def _positions_fed(backbone, monkeypatch) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("sampler", "prompt_rows", "first_rows"),
-    [(SAMPLERS["agn"], 2, 0), (SAMPLERS["dropout-latent"], 2, 10), (SAMPLERS["dropout-prompt"], 10, 0)],
-    ids=["agn", "dropout-latent", "dropout-prompt"],
+    [
+        (SAMPLERS["agn"], 2, 0),
+        (SAMPLERS["relative"], 2, 0),
+        (SAMPLERS["dropout-latent"], 2, 10),
+        (SAMPLERS["kept-mask"], 2, 10),
+        (SAMPLERS["values"], 2, 10),
+        (SAMPLERS["dropout-prompt"], 10, 0),
+        (SAMPLERS["values-answer"], 10, 0),
+    ],
+    ids=["agn", "relative", "dropout-latent", "kept-mask", "values", "dropout-prompt", "values-answer"],
 )
 def test_a_prompt_is_encoded_once_where_it_can_be_shared(
     sampler, prompt_rows, first_rows, tiny_backbone, questions, monkeypatch

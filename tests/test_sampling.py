@@ -11,10 +11,23 @@ from scipy import stats
 
 import latent_tts.sampling
 from latent_tts.errors import UserError
-from latent_tts.sampling import SAMPLERS, AdditiveGaussianNoise, MonteCarloDropout, NativeGaussian, PromptSharing
+from latent_tts.sampling import (
+    SAMPLERS,
+    AdditiveGaussianNoise,
+    MonteCarloDropout,
+    NativeGaussian,
+    PromptSharing,
+    RelativeGaussianNoise,
+    RolloutDropout,
+    SingularValuePerturbation,
+)
 from latent_tts.seeding import fold_in, problem_keys
 
-WITH_DENSITY = {"native": NativeGaussian(0.7), "fixed": AdditiveGaussianNoise(0.2)}
+WITH_DENSITY = {
+    "native": NativeGaussian(0.7),
+    "fixed": AdditiveGaussianNoise(0.2),
+    "relative": RelativeGaussianNoise(0.3),
+}
 
 
 @pytest.fixture
@@ -47,7 +60,11 @@ def test_log_densities_by_hand(colar, sampler):
     hidden, latents = torch.randn(5, 32, generator=generator), torch.randn(5, 32, generator=generator)
     inner = colar.lt_head.fc(hidden)
     mean = colar.lt_head.mean(inner) * 0.5
-    std = 0.7 * colar.lt_head.log_std(inner).exp() * 0.5 if sampler is WITH_DENSITY["native"] else torch.tensor(0.2)
+    std = {
+        "native": 0.7 * colar.lt_head.log_std(inner).exp() * 0.5,
+        "fixed": torch.tensor(0.2),
+        "relative": 0.3 * mean.norm(dim=1, keepdim=True) / 32**0.5,
+    }[next(name for name, one in WITH_DENSITY.items() if one is sampler)]
     expected = -(((latents - mean) / std) ** 2) / 2 - std.log() - math.log(math.sqrt(2 * math.pi))
     torch.testing.assert_close(sampler.log_prob(colar, hidden, latents), expected, rtol=1e-4, atol=1e-4)
 
@@ -65,7 +82,15 @@ def test_thoughts_are_drawn_from_the_density_they_are_weighed_by(colar, sampler)
 
 @pytest.mark.parametrize(
     "sampler",
-    [SAMPLERS["Deterministic"](), MonteCarloDropout(), NativeGaussian(0.0), AdditiveGaussianNoise(0.0)],
+    [
+        SAMPLERS["Deterministic"](),
+        MonteCarloDropout(),
+        RolloutDropout(),
+        SingularValuePerturbation(),
+        NativeGaussian(0.0),
+        AdditiveGaussianNoise(0.0),
+        RelativeGaussianNoise(0.0),
+    ],
     ids=str,
 )
 def test_thoughts_without_a_density_are_refused(colar, sampler):
@@ -79,3 +104,28 @@ def test_thoughts_without_a_density_are_refused(colar, sampler):
 )
 def test_positions_of_a_prompt_of_seven_tokens_that_rollouts_share(sharing, shared, random_pass):
     assert sharing.num_shared(7) == shared and sharing.random_pass == random_pass
+
+
+@torch.no_grad()
+def test_relative_noise_is_as_large_a_share_of_every_latent():
+    """20,000 latents of lengths from 0.01 to 100: mean squared noise over squared length is ratio^2, within 5 standard errors."""
+    latents = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(0))
+    latents = latents * torch.logspace(-2, 2, 20_000).unsqueeze(1)
+    keys = fold_in(problem_keys(0, ["a"]), torch.arange(20_000))
+    noise = RelativeGaussianNoise(0.4).perturb(latents, keys, torch.ones_like(keys)) - latents
+    shares = (noise.norm(dim=1) / latents.norm(dim=1)).square().double()
+    assert abs(shares.mean() - 0.16) < 5 * shares.std() / 20_000**0.5
+
+
+def test_masks_of_a_rollout_are_the_same_at_every_position_and_others_for_another_rollout(colar):
+    """Seen from outside: what the sites of a pass over one hidden state, three times in a row, let through."""
+    sampler = RolloutDropout(0.5)
+    keys = fold_in(problem_keys(0, ["a"]), torch.arange(4))
+    seen = []
+    with torch.no_grad(), sampler.attached(colar) as noise:
+        noise.switch("latent", keys, torch.arange(3).expand(4, -1))
+        for layer in sampler.layers(colar):
+            out = layer(torch.ones(4, 3, layer.weight.shape[1]))  # type: ignore[arg-type, index]
+            seen.append(out == 0)
+            assert torch.equal(out[:, :1].expand_as(out), out) and 0.2 < seen[-1].float().mean() < 0.8
+    assert not torch.equal(seen[0][0], seen[0][1]) and not torch.equal(seen[0][0], seen[2][0])

@@ -10,9 +10,21 @@ from latent_tts.sampling.base import PassNoise, PromptSharing, Sampler
 from latent_tts.sampling.deterministic import Deterministic
 from latent_tts.sampling.monte_carlo_dropout import MonteCarloDropout
 from latent_tts.sampling.native_gaussian import NativeGaussian
+from latent_tts.sampling.relative_gaussian_noise import RelativeGaussianNoise
+from latent_tts.sampling.rollout_dropout import RolloutDropout
+from latent_tts.sampling.singular_value_perturbation import SingularValuePerturbation
 
 SAMPLERS: dict[str, type[Sampler]] = {
-    sampler.__name__: sampler for sampler in (AdditiveGaussianNoise, Deterministic, MonteCarloDropout, NativeGaussian)
+    sampler.__name__: sampler
+    for sampler in (
+        AdditiveGaussianNoise,
+        Deterministic,
+        MonteCarloDropout,
+        NativeGaussian,
+        RelativeGaussianNoise,
+        RolloutDropout,
+        SingularValuePerturbation,
+    )
 }
 
 __all__ = [
@@ -24,5 +36,8 @@ __all__ = [
     "NativeGaussian",
     "PassNoise",
     "PromptSharing",
+    "RelativeGaussianNoise",
+    "RolloutDropout",
     "Sampler",
+    "SingularValuePerturbation",
 ]

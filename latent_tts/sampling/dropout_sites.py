@@ -48,7 +48,7 @@ def find_sites(model: PreTrainedModel) -> Sites:
 
 
 def _find(model: PreTrainedModel) -> Sites:
-    found = [_of_block(name, block, _width(model)) for name, block in _blocks(model)]
+    found = [_of_block(name, block, _width(model)) for name, block in blocks(model)]
     if not found:
         raise RefusedError(
             "has no blocks of attention and feed-forward layers for MC-dropout; AdditiveGaussianNoise serves"
@@ -60,26 +60,27 @@ def _width(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().hidden_size)
 
 
-def _blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+def blocks(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """The blocks of the first list of modules that attend, by name."""
-    for name, blocks in model.named_modules():
-        if isinstance(blocks, nn.ModuleList) and len(blocks) and _attention_children(blocks[0]):
-            yield from ((f"{name}.{number}", block) for number, block in enumerate(blocks))
+    for name, parts in model.named_modules():
+        if isinstance(parts, nn.ModuleList) and len(parts) and attention_children(parts[0]):
+            yield from ((f"{name}.{number}", block) for number, block in enumerate(parts))
             return
 
 
-def _attention_children(block: nn.Module) -> list[str]:
-    return [name for name, child in block.named_children() if _ATTENTION.search(name) and any(_projections(child))]
+def attention_children(block: nn.Module) -> list[str]:
+    """Names of a block's attention layers."""
+    return [name for name, child in block.named_children() if _ATTENTION.search(name) and any(projections(child))]
 
 
 def _of_block(name: str, block: nn.Module, width: int) -> tuple[str, str]:
     """The output projections of attention and of the feed-forward layer of one block: the last of their kind."""
-    attention = _attention_children(block)
+    attention = attention_children(block)
     if any(_EXPERTS.search(part) or _EXPERTS.search(type(module).__name__) for part, module in block.named_modules()):
         raise RefusedError(
             "is a mixture of experts, in which MC-dropout has no one projection to mask; AdditiveGaussianNoise serves"
         )
-    outputs = [part for part, size in _projections(block) if size == width]
+    outputs = [part for part, size in projections(block) if size == width]
     inside = [part for part in outputs if attention and part.split(".")[0] == attention[0]]
     outside = [part for part in outputs if part not in inside]
     if len(attention) != 1 or not inside or not outside:
@@ -87,7 +88,7 @@ def _of_block(name: str, block: nn.Module, width: int) -> tuple[str, str]:
     return f"{name}.{inside[-1]}", f"{name}.{outside[-1]}"
 
 
-def _projections(module: nn.Module) -> Iterator[tuple[str, int]]:
+def projections(module: nn.Module) -> Iterator[tuple[str, int]]:
     """Linear layers by name, with the number of their outputs; one with an adapter is one layer."""
     within = "\n"
     for name, part in module.named_modules():

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.errors import UserError
-from latent_tts.sampling.base import PassNoise, PromptSharing, Sampler
 from latent_tts.sampling.dropout_sites import find_sites
+from latent_tts.sampling.random_passes import LayerNoise, RandomPasses, Scope
 from latent_tts.seeding import fold_in, keep_mask
 
-Scope = Literal["latent", "prompt+latent", "prompt+latent+answer"]
 Sites = Literal["ffn", "residual"]
 
 
-class MonteCarloDropout(Sampler):
+class MonteCarloDropout(RandomPasses):
     """MC-dropout: fresh Bernoulli masks per rollout and position, scaled by 1 / (1 - p).
 
     Args:
@@ -41,62 +38,35 @@ class MonteCarloDropout(Sampler):
             )
         if sites not in get_args(Sites):
             raise UserError(f"sites must be one of {', '.join(get_args(Sites))}, got {sites!r}.")
-        if scope not in get_args(Scope):
-            raise UserError(f"scope must be one of {', '.join(get_args(Scope))}, got {scope!r}.")
         self.p = p
         self.sites: Sites = sites
-        self.scope: Scope = scope
+        super().__init__(scope)
 
     @property
     def label(self) -> str:
         return f"MC-dropout, p {self.p:g} ({self.sites}, {self.scope})"
 
-    @property
-    def prompt_sharing(self) -> PromptSharing:
-        return PromptSharing.ALL_BUT_LAST if self.scope == "latent" else PromptSharing.NONE
-
-    @property
-    def random_answer(self) -> bool:
-        return "answer" in self.scope
-
-    def check(self, backbone: LatentBackbone) -> None:
-        self._sites(backbone)
-
-    @contextmanager
-    def attached(self, backbone: LatentBackbone) -> Iterator[PassNoise]:
-        modules = [backbone.model.get_submodule(name) for name in self._sites(backbone)]
-        noise = _DropoutNoise(self.p, phases=set(self.scope.split("+")))
-        handles = [module.register_forward_hook(noise.hook(site)) for site, module in enumerate(modules)]
-        try:
-            yield noise
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _sites(self, backbone: LatentBackbone) -> list[str]:
-        """Names of the masked layers, block by block: a site's number is part of its random stream."""
+    def layers(self, backbone: LatentBackbone) -> list[nn.Module]:
         found = find_sites(backbone.model)
-        if self.sites == "ffn":
-            return list(found.feed_forward)
-        return [name for pair in zip(found.attention, found.feed_forward, strict=True) for name in pair]
+        names = found.feed_forward
+        if self.sites == "residual":
+            names = tuple(name for pair in zip(found.attention, found.feed_forward, strict=True) for name in pair)
+        return [backbone.model.get_submodule(name) for name in names]
+
+    def noise(self, backbone: LatentBackbone) -> LayerNoise:
+        return DropoutNoise(self.p, self.scope)
 
 
-class _DropoutNoise(PassNoise):
-    """Multiplies the output of every site by its own mask while a phase in scope runs."""
+class DropoutNoise(LayerNoise):
+    """Multiplies the output of every site by a mask of its own for every row and position."""
 
-    def __init__(self, p: float, phases: set[str]) -> None:
+    def __init__(self, p: float, scope: Scope) -> None:
+        super().__init__(scope)
         self.p = p
-        self.phases = phases
-        self.position_keys: Tensor | None = None  # (R, Q) while masks are on
 
-    def switch(self, phase: str, keys: Tensor, offsets: Tensor) -> None:
-        self.position_keys = fold_in(keys.unsqueeze(-1), offsets) if phase in self.phases else None
+    def keys_of(self, keys: Tensor, offsets: Tensor) -> Tensor:
+        return fold_in(keys.unsqueeze(-1), offsets)  # (R, Q)
 
-    def hook(self, site: int) -> Any:
-        def drop(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
-            if self.position_keys is None:
-                return None
-            keep = keep_mask(fold_in(self.position_keys, site), (output.shape[-1],), self.p)  # (R, Q, D)
-            return output * keep.reshape(output.shape).to(output.dtype).mul_(1 / (1 - self.p))
-
-        return drop
+    def changed(self, layer: int, stream: Tensor, input: Tensor, output: Tensor) -> Tensor:
+        keep = keep_mask(fold_in(stream, layer), (output.shape[-1],), self.p)  # (R, Q, D)
+        return output * keep.reshape(output.shape).to(output.dtype).mul_(1 / (1 - self.p))
