@@ -1,7 +1,8 @@
-"""Two gloo processes with uneven numbers of problems give what one process gives."""
+"""Three gloo processes with uneven numbers of problems give what one process gives, to the bit."""
 
 from __future__ import annotations
 
+import json
 import socket
 from datetime import timedelta
 
@@ -11,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting
+from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.metrics import (
     Accuracy,
     Coverage,
@@ -22,6 +25,7 @@ from latent_tts.metrics import (
     ScoreCalibration,
     StepScoreCorrelation,
 )
+from tests.records import SEARCH, make_record
 
 pytestmark = pytest.mark.slow
 
@@ -58,26 +62,39 @@ def results_over(problems):
     return np.array(flat)
 
 
+def summary_over(problems):
+    """The content of metrics.json for the records of these problems."""
+    metrics = EvaluationMetrics(4, 3, [MajorityVoting(), BestOfN(), WeightedVoting()], [SEARCH])
+    for i in problems:
+        metrics.update(make_record(i, searches=(SEARCH,)))
+    return json.dumps(metrics.compute())
+
+
 def work(rank, port, splits, queue):
-    """One process of two: for every split, its share of the problems, then the synchronised results."""
+    """One process of three: for every split, its share of the problems, then the synchronised results."""
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    queue.put((rank, [results_over(shares[rank]) for shares in splits]))
+    dist.init_process_group("gloo", address, rank=rank, world_size=3, timeout=timedelta(seconds=60))
+    queue.put((rank, [(results_over(shares[rank]), summary_over(shares[rank])) for shares in splits]))
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one_however_uneven_their_shares():
-    splits = [(range(7), range(7, 11)), (range(11), range(0))]  # 7 and 4 problems; 11 and none
+def test_three_processes_equal_one_however_uneven_their_shares():
+    splits = [
+        (range(5), range(9, 11), range(5, 9)),
+        (range(0), range(11), range(0)),
+        (range(0, 11, 3), [1, 10, 4, 7], [8, 2, 5]),
+    ]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    processes = torch.multiprocessing.spawn(work, args=(port, splits, queue), nprocs=2, join=False)  # type: ignore[attr-defined]
+    processes = torch.multiprocessing.spawn(work, args=(port, splits, queue), nprocs=3, join=False)  # type: ignore[attr-defined]
     while not processes.join():  # raises what a process raised
         pass
-    alone = results_over(range(NUM_PROBLEMS))
-    for _ in range(2):
+    alone, summary = results_over(range(NUM_PROBLEMS)), summary_over(range(NUM_PROBLEMS))
+    for _ in range(3):
         _, results = queue.get()
-        for result in results:
-            assert np.allclose(result, alone, rtol=1e-12, atol=1e-12, equal_nan=True)
+        for result, summed in results:
+            assert np.array_equal(result, alone, equal_nan=True)
+            assert summed == summary

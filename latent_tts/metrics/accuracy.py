@@ -11,32 +11,34 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from latent_tts.errors import UserError
+from latent_tts.metrics.exact_sum import PARTS, exact_parts, exact_total
 from latent_tts.metrics.intervals import Bounds, Interval, difference_bounds, share_bounds
 
 Column = TypeVar("Column", bound=Hashable)
 
 
 def _mean_update(values: Tensor, num_columns: int) -> tuple[Tensor, Tensor, int]:
-    """Sums and sums of squares over problems, (K,) each, and the number of problems."""
+    """Exact sums and sums of squares over problems, (K, 3) each, and the number of problems."""
     if values.ndim != 2 or values.shape[1] != num_columns:
         raise UserError(f"values have shape {tuple(values.shape)}: they must be (problems, {num_columns})")
     values = values.double()
     if not torch.isfinite(values).all():
         raise UserError("a value of a problem is not finite: leave the problem out, or count it as wrong")
-    return values.sum(0), values.square().sum(0), len(values)
+    return exact_parts(values).sum(0), exact_parts(values.square()).sum(0), len(values)
 
 
 def _mean_compute(sums: Tensor, squares: Tensor, count: Tensor, bounds: Callable[..., Bounds]) -> list[Interval]:
     """The mean of each column with its interval; NaN before the first problem."""
-    if not count:
+    number = int(count)
+    if not number:
         return [Interval(math.nan, math.nan, math.nan)] * len(sums)
-    means = (sums / count).cpu().numpy()
-    low, high = bounds(means, (squares / count).cpu().numpy(), float(count))
+    means = (exact_total(sums) / number).numpy()
+    low, high = bounds(means, (exact_total(squares) / number).numpy(), float(number))
     return [Interval(*map(float, row)) for row in zip(means, low, high, strict=True)]
 
 
 class MeanOverProblems(Metric, Generic[Column]):
-    """Means over problems of K named values with intervals; states are sums, so order, batches and ranks change nothing.
+    """Means over problems of K named values with intervals; states are exact sums, so order, batches and ranks change nothing.
 
     Args:
         columns: What the K values are, any distinct keys: strategies, or values of k.
@@ -53,13 +55,13 @@ class MeanOverProblems(Metric, Generic[Column]):
             raise UserError(f"columns of a metric repeat: {', '.join(map(str, columns))}; name each once")
         self.columns = list(columns)
         for name in ("sums", "squares"):
-            self.add_state(name, torch.zeros(len(self.columns), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(name, torch.zeros(len(self.columns), PARTS, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def _add(self, values: Tensor) -> None:
-        sums, squares, count = _mean_update(values.to(self.sums.device), len(self.columns))
-        self.sums += sums
-        self.squares += squares
+        sums, squares, count = _mean_update(values, len(self.columns))
+        self.sums += sums.to(self.sums.device)
+        self.squares += squares.to(self.sums.device)
         self.count += count
 
     def _intervals(self, bounds: Callable[..., Bounds]) -> dict[Column, Interval]:
@@ -111,5 +113,5 @@ class MeanCost(MeanOverProblems[Column]):
 
     def compute(self) -> dict[Column, float]:
         """{column: mean}; NaN before the first problem."""
-        means: list[Any] = (self.sums / self.count).tolist()
+        means: list[Any] = (exact_total(self.sums) / self.count.cpu()).tolist()
         return dict(zip(self.columns, means, strict=True))

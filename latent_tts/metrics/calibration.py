@@ -7,23 +7,24 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from latent_tts.errors import UserError
+from latent_tts.metrics.exact_sum import PARTS, exact_parts, exact_total
 from latent_tts.metrics.ranking import check_scores
 
 
 def _score_calibration_update(scores: Tensor, values: Tensor, mask: Tensor | None, num_bins: int) -> Tensor:
-    """(3, bins): number of step scores in each bin of predicted probability, their sum, and the sum of the values."""
+    """(3, bins, 3): of each bin the number of step scores, the exact sum of their probabilities, and that of the values."""
     mask = check_scores(scores, mask)
     if values.shape != scores.shape:
         raise UserError(f"values have shape {tuple(values.shape)}, but the scores {tuple(scores.shape)}: give one each")
     predicted = scores.detach()[mask].double().sigmoid()
     observed = values.to(scores.device)[mask].double()
     bins = (predicted * num_bins).long().clamp_max(num_bins - 1)
-    table = torch.zeros(3, num_bins, dtype=torch.float64, device=scores.device)
-    return table.index_add(1, bins, torch.stack([torch.ones_like(predicted), predicted, observed]))
+    table = torch.zeros(3, num_bins, PARTS, dtype=torch.int64, device=scores.device)
+    return table.index_add(1, bins, exact_parts(torch.stack([torch.ones_like(predicted), predicted, observed])))
 
 
 def _score_calibration_compute(table: Tensor) -> dict[str, Tensor]:
-    count, predicted, observed = table
+    count, predicted, observed = exact_total(table)
     error = (predicted - observed).abs().sum() / count.sum()
     return {"error": error, "predicted": predicted / count, "observed": observed / count, "count": count}
 
@@ -49,7 +50,7 @@ class ScoreCalibration(Metric):
         if num_bins < 1:
             raise UserError(f"the number of calibration bins is {num_bins}: it must be at least 1")
         self.num_bins = num_bins
-        self.add_state("table", torch.zeros(3, num_bins, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("table", torch.zeros(3, num_bins, PARTS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, values: Tensor, mask: Tensor | None = None) -> None:
         """Add P problems: scores, values in 0..1 and the mask of existing steps, all (P, N, T)."""

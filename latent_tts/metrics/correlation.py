@@ -7,11 +7,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from latent_tts.errors import UserError
+from latent_tts.metrics.exact_sum import PARTS, exact_parts, exact_total
 from latent_tts.metrics.ranking import check_scores
 
 
 def _step_score_correlation_update(scores: Tensor, values: Tensor, mask: Tensor | None, num_steps: int) -> Tensor:
-    """(9, T) sums over rollouts: 1, x, y, xx, yy, xy, and xx, yy, xy of the deviations from the problem's mean."""
+    """(9, T, 3) exact sums over rollouts: 1, x, y, xx, yy, xy, and xx, yy, xy of the deviations from the problem's mean."""
     mask = check_scores(scores, mask, num_steps)
     if values.shape != scores.shape:
         raise UserError(f"values have shape {tuple(values.shape)}, but the scores {tuple(scores.shape)}: give one each")
@@ -20,12 +21,12 @@ def _step_score_correlation_update(scores: Tensor, values: Tensor, mask: Tensor 
     count = mask.sum(1, keepdim=True).clamp_min(1)  # (P, 1, T)
     dx = torch.where(mask, x - x.sum(1, keepdim=True) / count, 0.0)
     dy = torch.where(mask, y - y.sum(1, keepdim=True) / count, 0.0)
-    sums = torch.stack([mask.double(), x, y, x * x, y * y, x * y, dx * dx, dy * dy, dx * dy]).sum((1, 2))
-    return torch.nn.functional.pad(sums, (0, num_steps - scores.shape[2]))
+    terms = torch.stack([mask.double(), x, y, x * x, y * y, x * y, dx * dx, dy * dy, dx * dy])  # (9, P, N, T)
+    return torch.nn.functional.pad(exact_parts(terms).sum((1, 2)), (0, 0, 0, num_steps - scores.shape[2]))
 
 
 def _step_score_correlation_compute(sums: Tensor) -> dict[str, Tensor]:
-    n, x, y, xx, yy, xy, within_xx, within_yy, within_xy = sums
+    n, x, y, xx, yy, xy, within_xx, within_yy, within_xy = exact_total(sums)
     return {
         "per_step": _correlation(xx - x * x / n, yy - y * y / n, xy - x * y / n, xx, yy),
         "within": _correlation(within_xx, within_yy, within_xy, xx, yy),
@@ -56,7 +57,7 @@ class StepScoreCorrelation(Metric):
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.num_steps = num_steps
-        self.add_state("sums", torch.zeros(9, num_steps, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(9, num_steps, PARTS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, values: Tensor, mask: Tensor | None = None) -> None:
         """Add P problems: scores, values and the mask of existing steps, all (P, N, T') with T' <= T."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from latent_tts.errors import UserError
+from latent_tts.metrics.exact_sum import PARTS, exact_parts, exact_total
 from latent_tts.seeding import widest_float
 
 
@@ -41,19 +42,23 @@ def step_diversity(latents: Tensor, num_latents: Tensor | None = None) -> Tensor
 
 
 def _diversity_update(per_step: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums and counts per step (T,), and of the problems' means over steps ()."""
+    """Exact sums (T, 3) and counts (T,) per step, and of the problems' means over steps (3,) and ()."""
     if per_step.ndim != 2 or per_step.shape[1] > num_steps:
         needed = f"(problems, at most {num_steps} steps)"
         raise UserError(f"diversities have shape {tuple(per_step.shape)}: they must be {needed}")
     per_step = torch.nn.functional.pad(per_step.double(), (0, num_steps - per_step.shape[1]), value=torch.nan)
     mean = per_step.nanmean(1)  # (P,), NaN for a problem without any pair
-    return per_step.nansum(0), (~per_step.isnan()).sum(0), mean.nansum(), (~mean.isnan()).sum()
+    sums, means = exact_parts(per_step.nan_to_num(0.0)).sum(0), exact_parts(mean.nan_to_num(0.0)).sum(0)
+    return sums, (~per_step.isnan()).sum(0), means, (~mean.isnan()).sum()
 
 
 def _diversity_compute(
     step_sums: Tensor, step_counts: Tensor, mean_sum: Tensor, mean_count: Tensor
 ) -> dict[str, Tensor]:
-    return {"mean": mean_sum / mean_count, "per_step": step_sums / step_counts}
+    return {
+        "mean": exact_total(mean_sum) / mean_count.cpu(),
+        "per_step": exact_total(step_sums) / step_counts.cpu(),
+    }
 
 
 class Diversity(Metric):
@@ -75,14 +80,14 @@ class Diversity(Metric):
     def __init__(self, num_steps: int) -> None:
         super().__init__()
         self.num_steps = num_steps
-        for name, shape in (("step_sums", num_steps), ("step_counts", num_steps), ("mean_sum", ()), ("mean_count", ())):
-            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+        shapes = {"step_sums": (num_steps, PARTS), "step_counts": (num_steps,), "mean_sum": (PARTS,), "mean_count": ()}
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, per_step: Tensor) -> None:
         """Add P problems: (P, T') with T' <= T, rows from `step_diversity`, NaN at steps that count nothing."""
-        step_sums, step_counts, mean_sum, mean_count = _diversity_update(
-            per_step.to(self.step_sums.device), self.num_steps
-        )
+        found = _diversity_update(per_step, self.num_steps)
+        step_sums, step_counts, mean_sum, mean_count = (part.to(self.step_sums.device) for part in found)
         self.step_sums += step_sums
         self.step_counts += step_counts
         self.mean_sum += mean_sum

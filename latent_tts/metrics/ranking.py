@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from latent_tts.aggregation.base import StepReduction, reduce_step_scores
 from latent_tts.aggregation.majority_voting import MajorityVoting
 from latent_tts.errors import UserError
+from latent_tts.metrics.exact_sum import PARTS, exact_parts, exact_total
 
 
 def check_scores(scores: Tensor, mask: Tensor | None, num_steps: int | None = None) -> Tensor:
@@ -37,15 +38,15 @@ def _recall_at_1_update(
     answers: Sequence[Sequence[float | None]] | None,
     reduction: StepReduction,
 ) -> Tensor:
-    """(6,): problems, sums of recall, chance and coverage, problems with answers, sum of voting accuracy."""
+    """(6, 3): problems, exact sums of recall, chance and coverage, problems with answers, sum of voting accuracy."""
     mask, correct = check_scores(scores, mask), check_correct(correct, scores)
     order = reduce_step_scores(scores, mask, reduction).argsort(dim=1, descending=True, stable=True)  # lowest of equals
-    recall = correct.gather(1, order[:, :1]).double().sum()
+    recall = correct.gather(1, order[:, :1]).double()[:, 0]
     votes = [] if answers is None else [_vote(row, marks) for row, marks in zip(answers, correct.tolist(), strict=True)]
-    chance, coverage = correct.double().mean(1).sum(), correct.any(1).double().sum()
-    return torch.tensor(
-        [len(scores), recall.item(), chance.item(), coverage.item(), len(votes), sum(votes)], dtype=torch.float64
-    )
+    chance, coverage = correct.double().mean(1), correct.any(1).double()
+    voted = torch.tensor(votes, dtype=torch.float64)
+    columns = [torch.ones_like(recall), recall, chance, coverage, torch.ones_like(voted), voted]
+    return torch.stack([exact_parts(column.cpu()).sum(0) for column in columns])
 
 
 def _vote(answers: Sequence[float | None], correct: Sequence[bool]) -> float:
@@ -53,7 +54,7 @@ def _vote(answers: Sequence[float | None], correct: Sequence[bool]) -> float:
 
 
 def _recall_at_1_compute(sums: Tensor) -> dict[str, Tensor]:
-    problems, recall, chance, coverage, voted, voting = sums
+    problems, recall, chance, coverage, voted, voting = exact_total(sums)
     shares = {"recall_at_1": recall / problems, "chance": chance / problems, "coverage": coverage / problems}
     return shares | {"voting": voting / voted}
 
@@ -76,7 +77,7 @@ class RecallAt1(Metric):
     def __init__(self, reduction: StepReduction = "sum") -> None:
         super().__init__()
         self.reduction = reduction
-        self.add_state("sums", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("sums", torch.zeros(6, PARTS, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
         self,
