@@ -59,7 +59,7 @@ def merged(ranks: list[EvaluationMetrics]) -> EvaluationMetrics:
 
 
 RECORDS = [make_record(seed, searches=(SEARCH,)) for seed in range(9)]
-PARTS = [MajorityVoting(), BestOfN(), WeightedVoting()]
+PARTS = (MajorityVoting(), BestOfN(), WeightedVoting())
 
 
 def counted(numbers: list[int]) -> EvaluationMetrics:
