@@ -20,6 +20,7 @@ from callbacks.progress import ProblemProgress
 from callbacks.scaling_report import ScalingReport
 from commands.base import CommandLine
 from commands.help import show_trainer_options
+from commands.retired import without_retired
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.evaluation.run_folder import Settings, flatten
 from lightning_modules.parallel_tts_module import ParallelTTSModule
@@ -44,12 +45,12 @@ class EvaluationCLI(CommandLine):
     """
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
-        given = list(sys.argv[1:] if args is None else args)
+        given = without_retired(sys.argv[1:] if args is None else args)
         super().__init__(
             ParallelTTSModule,
             RolloutDataModule,
             run=False,
-            args=args if args is None else given,
+            args=given,
             trainer_defaults={
                 "logger": False,
                 "enable_checkpointing": False,

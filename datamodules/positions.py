@@ -1,10 +1,11 @@
-"""Which examples are longer than the positions of the model that is trained on them."""
+"""Which examples and questions are longer than the positions of the models that read them."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample
 
@@ -68,6 +69,28 @@ class PositionLimit:
         assert self.reader is not None
         count = self.reader.validation_positions if self.validation else self.reader.training_positions
         return count([example])[0]
+
+
+@runtime_checkable
+class AsksQuestions(Protocol):
+    """An evaluation or annotation, which can say how long a question may be."""
+
+    def prompt_rooms(self) -> list[PromptRoom]:
+        """One for each model that reads it."""
+
+
+def rooms_of(module: object) -> tuple[PromptRoom, ...]:
+    """Those of the models of a module; none where it is anything else, or None."""
+    return tuple(module.prompt_rooms()) if isinstance(module, AsksQuestions) else ()
+
+
+def too_long(question: str, rooms: Sequence[PromptRoom]) -> str | None:
+    """What a question needs that a model does not have; None where all of them have a position for everything."""
+    for room in rooms:
+        if room.lacks(question):
+            needs = f"it needs {room.needed(question)} of the {room.model}'s {room.positions} positions"
+            return f"the question that starts {question[:40]!r} leaves no room for thoughts and answer: {needs}"
+    return None
 
 
 _SHORT = (

@@ -1,7 +1,7 @@
 """Training data for latent backbones: questions with written steps and answers, in batches of similar length."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -180,7 +180,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
             example for example in rows if example is not None and self._is_wanted(example) and limit.fits(example)
         )
         templates, left_out = templates_of(wanted, excluded)
-        rows.warn_of_bad_rows()
+        rows.tell()
         if not templates:
             raise UserError(f"no problem of {source!r} can be resampled ({_reasons(left_out)}): name another source")
         share = f"{len(templates)} of {rows.num_rows} problems of {source!r} can be resampled"
@@ -216,7 +216,8 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
             share = f"{left_out.total()} of {num_examples} examples of {source!r} left out"
             notice(f"{name} data: {share}; of these, {_reasons(left_out)}")
         limit.warn(too_long, num_examples, name)
-        rows.warn_of_bad_rows()
+        rows.tell()
+        _tell_of_repeats(examples, source, name)
         if not examples:
             raise UserError(
                 f"{source!r} has no usable {name} example among its {rows.num_rows} rows (a row needs steps, or an "
@@ -252,6 +253,14 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         for file in self.exclude:
             table = find_table(file) if file in HUB_TABLES else self._table(file, None)
             yield from GoodRows(table, to_question, self.skip_bad_rows)
+
+
+def _tell_of_repeats(examples: Sequence[ReasoningExample], source: str, name: str) -> None:
+    if repeats := len(examples) - len(question_keys(example.question for example in examples)):
+        notice(
+            f"{name} data: {repeats} of {len(examples)} examples of {source!r} ask what another one asks (case, blanks and "
+            "quotation marks aside); they count too"
+        )
 
 
 def _reasons(left_out: Counter[str]) -> str:

@@ -1,6 +1,6 @@
 """Test problems for evaluation, streamed in batches of similar length."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, get_args
 
@@ -16,10 +16,12 @@ from datamodules.batching import (
     unchanged,
 )
 from datamodules.notices import notice
+from datamodules.positions import rooms_of, too_long
 from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
 from datamodules.sources.repeats import first_of_each, number_repeats
 from datamodules.sources.rows import GoodRows, to_problem
+from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem, question_key
 
@@ -32,8 +34,9 @@ class RolloutDataModule(LightningDataModule):
     would be fewer batches than devices are they made smaller, so that none is idle. No problem is repeated to even out the
     devices, so some may take one batch less.
 
-    Local files are read through once before the run, so that a bad row is found before a model thinks; after `setup`,
-    `num_problems` is their number (None for sets on the hub, of which only the first row is looked at).
+    Local files are read through once before the run, so that a bad row, or a question too long for a model's positions, is
+    found before a model thinks; after `setup`, `num_problems` is their number. Sets on the hub (of which only the first row is
+    looked at, and `num_problems` is None) are checked row by row as they stream; what was left out of them is said at the end.
 
     Args:
         source: gsm-symbolic (generated offline), gsm8k, gsm_hard or multiarith (from the Hugging Face hub), the id of
@@ -41,6 +44,8 @@ class RolloutDataModule(LightningDataModule):
             of such shards. Names that begin with data/ lie in the folder that LATENT_TTS_DATA names (docs/data.md).
         batch_size: Problems in a batch of one device; a batch that does not fit in memory is cut in parts.
         limit: Number of problems to take, from the start; null takes all.
+        leave_out_too_long: Whether problems that need more positions than a model has, with thoughts and answer, are counted and
+            left out, instead of stopping the run.
         leave_out_repeats: Whether a question that comes more than once (case, blanks and apostrophes aside) is taken once.
         skip_bad_rows: Whether rows that can't be read are counted and left out, instead of stopping the run.
         sort_window: Number of problems that are sorted by length together; 1 keeps the order of the data.
@@ -61,6 +66,7 @@ class RolloutDataModule(LightningDataModule):
         batch_size: int = 8,
         limit: int | None = None,
         leave_out_repeats: bool = False,
+        leave_out_too_long: bool = False,
         skip_bad_rows: bool = False,
         sort_window: int = 1024,
         num_workers: int = 0,
@@ -74,7 +80,8 @@ class RolloutDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         require_positive(batch_size=batch_size, limit=limit, sort_window=sort_window, size=size)
-        self.source, self.limit, self.leave_out_repeats = source, limit, leave_out_repeats
+        self.source, self.limit = source, limit
+        self.leave_out_repeats, self.leave_out_too_long = leave_out_repeats, leave_out_too_long
         self.batch_size, self.sort_window, self.num_workers = batch_size, sort_window, num_workers
         self.num_problems: int | None = None
         self._is_done: Callable[[str], bool] | None = None
@@ -88,7 +95,11 @@ class RolloutDataModule(LightningDataModule):
 
     def problems(self) -> Iterator[Problem]:
         """The problems one by one, in the order of the data."""
-        return iter(_Taken(self._problems, self.limit, self.leave_out_repeats))
+        return iter(self._taken())
+
+    def _taken(self) -> "_Taken":
+        rooms = rooms_of(None if self.trainer is None else self.trainer.lightning_module)
+        return _Taken(self._problems, self.limit, self.leave_out_repeats, rooms, self.leave_out_too_long, self._rows)
 
     def leave_out(self, is_done: Callable[[str], bool]) -> None:
         """Leaves out the batches whose problems are all done; the others stay whole: their composition must not change.
@@ -100,12 +111,15 @@ class RolloutDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads local files through, and the first row of a hub set; bad input ends here."""
-        if self._rows is not None and self._rows.table.hub_id is not None:
+        if self._is_streamed():
             next(self.problems())
             return
-        questions = [question_key(problem.question) for problem in self.problems()]
+        taken = self._taken()
+        questions = [question_key(problem.question) for problem in taken]
         self.num_problems = len(questions)
-        self._report_bad_rows()
+        taken.tell(self.source)
+        if not questions:
+            raise UserError(f"no problem of {self.source!r} is left: each needs more positions than a model has")
         if repeats := len(questions) - len(set(questions)):
             notice(
                 f"{repeats} of {len(questions)} problems of {self.source!r} ask what another one asks; they count too "
@@ -115,22 +129,18 @@ class RolloutDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """This device's batches."""
         rank, world_size = rank_and_world_size()
-        taken = _Taken(self._problems, self.limit, self.leave_out_repeats)
-        batches = ProblemBatches(taken, self.batch_size, self.sort_window, rank, world_size, self._is_done)
+        name = self.source if self._is_streamed() else None
+        batches = ProblemBatches(
+            self._taken(), self.batch_size, self.sort_window, rank, world_size, self._is_done, tells_of=name
+        )
         return DataLoader(batches, batch_size=None, num_workers=self.num_workers, collate_fn=unchanged)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches are text: there is nothing to move."""
         return batch
 
-    def teardown(self, stage: str) -> None:
-        """Says how many rows of a hub set were left out (with worker processes, only they know)."""
-        if self.num_problems is None:
-            self._report_bad_rows()
-
-    def _report_bad_rows(self) -> None:
-        if self._rows is not None:
-            self._rows.warn_of_bad_rows()
+    def _is_streamed(self) -> bool:
+        return self._rows is not None and self._rows.table.hub_id is not None
 
 
 class GeneratedProblems(Iterable[Problem]):
@@ -144,18 +154,55 @@ class GeneratedProblems(Iterable[Problem]):
 
 
 class _Taken(Iterable[Problem]):
-    """Of a source's problems those that are evaluated, repeats with ids of their own."""
+    """Of a source's problems those that are evaluated, repeats with ids of their own.
 
-    def __init__(self, problems: Iterable[Problem], limit: int | None, leave_out_repeats: bool) -> None:
+    A problem that is too long for one of `rooms` stops the iteration, or is left out and counted.
+    """
+
+    def __init__(
+        self,
+        problems: Iterable[Problem],
+        limit: int | None,
+        leave_out_repeats: bool,
+        rooms: Sequence[PromptRoom] = (),
+        leave_out_too_long: bool = False,
+        rows: GoodRows[Problem] | None = None,
+    ) -> None:
         self.source, self.limit, self.leave_out_repeats = problems, limit, leave_out_repeats
+        self.rooms, self.leave_out_too_long, self.rows = rooms, leave_out_too_long, rows
+        self.too_long: list[str] = []
 
     def __iter__(self) -> Iterator[Problem]:
+        self.too_long = []
         problems = first_of_each(self.source) if self.leave_out_repeats else number_repeats(self.source)
-        return islice(problems, self.limit)
+        return islice(filter(self._fits, problems), self.limit)
+
+    def tell(self, source: str) -> None:
+        """Says what the last iteration left out."""
+        if self.rows is not None:
+            self.rows.tell()
+        if self.too_long:
+            notice(
+                f"{len(self.too_long)} problems of {source!r} left out as too long; of the first, {self.too_long[0]}"
+            )
+
+    def _fits(self, problem: Problem) -> bool:
+        reason = too_long(problem.question, self.rooms)
+        if reason is not None and not self.leave_out_too_long:
+            raise UserError(
+                f"{reason}; leave out such problems with --data.leave_out_too_long true, or lower --model.max_answer_tokens"
+            )
+        if reason is not None:
+            self.too_long.append(reason)
+        return reason is None
 
 
 class ProblemBatches(IterableDataset[list[Problem]]):
-    """The batches of one rank (shared out over its data-loader workers), as RolloutDataModule describes them."""
+    """The batches of one rank (shared out over its data-loader workers), as RolloutDataModule describes them.
+
+    Where `tells_of` names a source, the first process that has gone through it says what was left out: with workers, only
+    they know.
+    """
 
     def __init__(
         self,
@@ -165,7 +212,9 @@ class ProblemBatches(IterableDataset[list[Problem]]):
         rank: int = 0,
         world_size: int = 1,
         is_done: Callable[[str], bool] | None = None,
+        tells_of: str | None = None,
     ) -> None:
+        self.tells_of = tells_of
         self.problems, self.batch_size, self.sort_window = problems, batch_size, sort_window
         self.rank, self.world_size, self.is_done = rank, world_size, is_done
 
@@ -179,6 +228,8 @@ class ProblemBatches(IterableDataset[list[Problem]]):
         of_this_rank = islice(plan, self.rank, None, self.world_size)
         left = (batch for batch in of_this_rank if not self._all_done(batch))
         yield from islice(left, worker_id, None, num_workers)  # of what is left: workers take turns, so the order stays
+        if self.tells_of is not None and isinstance(self.problems, _Taken) and worker_id == 0:
+            self.problems.tell(self.tells_of)
 
     def _all_done(self, batch: list[Problem]) -> bool:
         return self.is_done is not None and all(self.is_done(problem.problem_id) for problem in batch)

@@ -15,6 +15,7 @@ from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.backbones.kinds import KindName
 from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.prompts import PromptRoom
 from latent_tts.evaluation.evaluator import Evaluator
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import Settings, flatten
@@ -171,6 +172,14 @@ class ParallelTTSModule(LightningModule):
             None if scorer is None else fingerprint(scorer.state_dict())[:16],
             None if written is None else written.fingerprint()[:16],
         )
+
+    def prompt_rooms(self) -> list[PromptRoom]:
+        """How long a question may be, for each model that reads it."""
+        engine, written, scorer = self.evaluator.engine, self.evaluator.written_engine, self.reward_model
+        rooms = [PromptRoom.of("backbone", engine.backbone, engine.max_answer_tokens)]
+        if written is not None:
+            rooms.append(PromptRoom.of("written backbone", written.backbone, written.max_answer_tokens))
+        return rooms if scorer is None else [*rooms, scorer.prompt_room(self.backbone.num_latents)]
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
         """One record a problem, in the batch's order."""

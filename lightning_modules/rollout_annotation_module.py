@@ -16,6 +16,7 @@ from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.kinds import KindName
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
+from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem
 from latent_tts.sampling import Sampler
@@ -129,6 +130,10 @@ class RolloutAnnotationModule(LightningModule):
             latent_dtype=self.latent_dtype,
             extra=AnnotationOptions(self.last, self.answer_rule, precision, self.continue_uniform),
         )
+
+    def prompt_rooms(self) -> list[PromptRoom]:
+        """How long a question may be, for each model that reads it."""
+        return [PromptRoom.of("backbone", self.backbone, self.engine.max_answer_tokens)]
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[AnnotatedProblem]:
         """One annotated problem a problem, in the batch's order; a batch that does not fit in memory is cut in parts.

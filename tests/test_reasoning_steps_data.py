@@ -147,6 +147,17 @@ def test_nearly_equal_questions_are_left_out_of_training_and_counted(tmp_path, h
     assert "3 of 6 examples" in said and "3: its question is one of validation or exclude" in said
 
 
+def test_questions_that_come_again_within_a_set_are_counted(tmp_path, capsys):
+    path = tmp_path / "repeats.jsonl"
+    questions = ["Ann's pens: 3?", " ann\u2019s PENS: 3 ?", "Tom's pens: 3?"]
+    rows = [{"question": question, "steps": ["<<1+2=3>>"], "answer": "3"} for question in questions]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ReasoningStepsDataModule(str(path), None, batch_size=1)
+    data.setup("fit")
+    assert data.train_examples is not None and len(data.train_examples) == 3
+    assert "training data: 1 of 3 examples of" in capsys.readouterr().err
+
+
 def test_an_excluded_set_is_read_in_its_own_columns(fake_hub, tmp_path):
     """The columns that are named are those of the training set."""
     fake_hub({("reasoning-machines/gsm-hard", "train"): [{"input": "1 and 1?", "target": 2.0}]})

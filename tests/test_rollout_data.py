@@ -1,6 +1,7 @@
 """The stream of test problems: every problem once, in the same batches whatever the number of ranks and workers."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lightning import LightningModule, Trainer
 from datamodules import RolloutDataModule
 from datamodules.batching import length_sorted_batches
 from datamodules.rollout_data import ProblemBatches
+from latent_tts import problems
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem, question_key
 
@@ -169,14 +171,14 @@ def test_repeated_questions_keep_both_results_apart(tmp_path):
     assert (second, third) == (f"{first}-2", f"{first}-3")
 
 
-def test_setup_finds_a_bad_row_before_the_run_and_counts_the_skipped(tmp_path):
+def test_setup_finds_a_bad_row_before_the_run_and_counts_the_skipped(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "a?", "answer": 1}\n{"question": "b?", "answer": "none"}\n')
     with pytest.raises(UserError, match=r"line 2: the answer 'none'"):
         RolloutDataModule(str(path)).setup("predict")
     data = RolloutDataModule(str(path), skip_bad_rows=True)
-    with pytest.warns(UserWarning, match=r"1 of 2 rows of .* left out, the first: .*line 2"):
-        data.setup("predict")
+    data.setup("predict")
+    assert re.search(r"1 of 2 rows of .* left out, the first: .*line 2", capsys.readouterr().err)
     assert data.num_problems == 1
     limited = RolloutDataModule(str(path), limit=1)
     limited.setup("predict")  # what is not asked for is not read
@@ -222,6 +224,33 @@ def test_a_hub_set_is_opened_but_not_read_through(monkeypatch):
     assert taken == [0, *range(4)]  # one window
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rows_of_a_hub_set_are_checked_as_they_stream_and_what_is_left_out_is_said(num_workers, fake_hub, capfd):
+    """Once, by whoever has gone through the stream: the main process, or its first worker."""
+    rows = [{"question": f"{i}?", "answer": str(i)} for i in range(30)]
+    rows[20] = {"question": "20?", "answer": "5:30"}
+    fake_hub({("owner/name", "test"): rows})
+    data = RolloutDataModule("owner/name", batch_size=4, sort_window=4, num_workers=num_workers)
+    data.setup("predict")
+    with pytest.raises(UserError, match="row 21: the answer '5:30'"):
+        list(data.predict_dataloader())
+    data = RolloutDataModule("owner/name", batch_size=4, num_workers=num_workers, skip_bad_rows=True)
+    data.setup("predict")
+    assert sum(map(len, data.predict_dataloader())) == 29
+    said = capfd.readouterr().err
+    assert said.count("1 of 30 rows of 'owner/name' left out, the first: owner/name (test), row 21") == 1
+
+
+@pytest.mark.parametrize(("num_rows", "is_told"), [(1319, False), (1318, False), (1317, True)])
+def test_another_number_of_rows_than_a_set_is_known_to_have_is_said(num_rows, is_told, fake_hub, capsys):
+    fake_hub({("reasoning-machines/gsm-hard", "train"): [{"input": f"{i}?", "target": i} for i in range(num_rows)]})
+    data = RolloutDataModule("gsm_hard", batch_size=100)
+    assert sum(map(len, data.predict_dataloader())) == num_rows
+    assert ("'gsm_hard' had 1317 rows, where 1318 or 1319 are known" in capsys.readouterr().err) == is_told
+    assert sum(map(len, RolloutDataModule("gsm_hard", limit=5).predict_dataloader())) == 5
+    assert "are known" not in capsys.readouterr().err  # the set was not gone through
+
+
 def test_repeated_questions_are_counted_and_taken_once_where_asked(tmp_path, recwarn, capsys):
     path = tmp_path / "repeats.jsonl"
     texts = ["Janet's ducks lay 3 eggs?", " janet\u2019s  DUCKS lay 3 eggs ?", "Janet's ducks lay 35 eggs?"]
@@ -261,3 +290,11 @@ def test_a_question_s_key_ignores_how_it_is_set_and_nothing_else(words):
     set_otherwise = f"  {'  '.join(words).upper().replace(chr(39), chr(0x2019))} ?"
     assert question_key(question) == question_key(set_otherwise) == question_key(question_key(question))
     assert question_key(question + " 4") != question_key(question) != question_key("pears " + question)
+
+
+def test_the_expressions_of_a_question_s_key_take_no_longer_than_a_text_is():
+    """Each is one class of characters and repeats nothing, so that every character of a text is looked at once."""
+    for expression in (problems._NO_WORD, problems._APOSTROPHES):
+        assert re.fullmatch(r"\[[^\[\]]+\]", expression.pattern)
+    adversarial = "".join(f"{'.' * 50}{quote}{'-' * 50} " for quote in "\"'`") * 2000
+    assert question_key(adversarial + "7") == "7"

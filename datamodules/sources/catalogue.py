@@ -8,10 +8,15 @@ from datamodules.sources.tables import Columns, Table
 from latent_tts.errors import UserError
 
 HUB_TABLES = {
-    "gsm8k": Table("gsm8k", Columns(), "openai/gsm8k", "main", ("test",)),
-    "gsm_hard": Table("gsm_hard", Columns(("input",), "target"), "reasoning-machines/gsm-hard", splits=("train",)),
+    "gsm8k": Table("gsm8k", Columns(), "openai/gsm8k", "main", ("test",), (1319,)),
+    # Its card says 1,319 rows; the published figures are of 1,318.
+    "gsm_hard": Table(
+        "gsm_hard", Columns(("input",), "target"), "reasoning-machines/gsm-hard", None, ("train",), (1318, 1319)
+    ),
     # Its 600 problems stand in two splits, of 180 and 420; the published figures are of all.
-    "multiarith": Table("multiarith", Columns(answer="final_ans"), "ChilleD/MultiArith", splits=("test", "train")),
+    "multiarith": Table(
+        "multiarith", Columns(answer="final_ans"), "ChilleD/MultiArith", None, ("test", "train"), (600,)
+    ),
     "gsm8k-aug": Table("gsm8k-aug", Columns(), "whynlp/gsm8k-aug", splits=("test",)),
 }
 GSM_SYMBOLIC = "gsm-symbolic"
@@ -35,7 +40,8 @@ def find_table(
     columns = _columns(known.columns if known else Columns(), question_column, answer_column, steps_column)
     splits = () if split is None else (split,)
     if known is not None:
-        return Table(source, columns, known.hub_id, hub_config or known.hub_config, splits or known.splits)
+        sizes = () if splits or hub_config else known.known_sizes
+        return Table(source, columns, known.hub_id, hub_config or known.hub_config, splits or known.splits, sizes)
     path = source_path(source)
     if path.exists() or is_readable(path):
         return Table(source, columns, splits=splits)

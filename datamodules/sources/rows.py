@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import TypeVar
 
-from lightning.pytorch.utilities import rank_zero_warn
-
+from datamodules.notices import notice
 from datamodules.sources.masked import holds_mask, is_masked, masked_example, masked_question
 from datamodules.sources.readers import Row
 from datamodules.sources.solutions import annotated_solution, split_steps
@@ -24,16 +23,17 @@ class BadRowError(Exception):
 class GoodRows(Iterable[T]):
     """What `convert` makes of a table's rows. A bad row stops the iteration, unless `skip_bad_rows`.
 
-    `num_rows` and `bad_rows` (their sentences) tell of the last iteration. A table without any good row is an error.
+    `num_rows`, `bad_rows` (their sentences) and `ended` tell of the last iteration. A table without any good row is an error.
     """
 
     def __init__(self, table: Table, convert: Callable[[Row, Columns], T], skip_bad_rows: bool = False) -> None:
         self.table, self.convert, self.skip_bad_rows = table, convert, skip_bad_rows
         self.num_rows = 0
         self.bad_rows: list[str] = []
+        self.ended = False
 
     def __iter__(self) -> Iterator[T]:
-        self.num_rows, self.bad_rows = 0, []
+        self.num_rows, self.bad_rows, self.ended = 0, [], False
         first: Row | None = None
         for row in self.table.rows():
             self.num_rows += 1
@@ -56,12 +56,19 @@ class GoodRows(Iterable[T]):
                 self.table.check_columns(first)
             why = f"all its {self.num_rows} rows are bad, the first: {self.bad_rows[0]}" if self.num_rows else "no rows"
             raise UserError(f"{self.table.name!r} is an empty data set ({why}): name another source")
+        self.ended = True
 
-    def warn_of_bad_rows(self) -> None:
-        """One warning, on the first process, where the last iteration left rows out."""
+    def tell(self) -> None:
+        """Says what a reader should know of the last iteration: rows left out, and another number of rows than is known."""
         if self.bad_rows:
             share = f"{len(self.bad_rows)} of {self.num_rows}"
-            rank_zero_warn(f"{share} rows of {self.table.name!r} left out, the first: {self.bad_rows[0]}")
+            notice(f"{share} rows of {self.table.name!r} left out, the first: {self.bad_rows[0]}")
+        known = self.table.known_sizes
+        if self.ended and known and self.num_rows not in known:
+            sizes = " or ".join(map(str, known))
+            notice(
+                f"{self.table.name!r} had {self.num_rows} rows, where {sizes} are known: compare with no published figure"
+            )
 
     def _convert(self, row: Row) -> T:
         if row.error is not None:

@@ -20,13 +20,17 @@ class Columns:
 
 @dataclass(frozen=True)
 class Table:
-    """A source of rows: local files, or a set on the hub where `hub_id` is set. `splits` are read one after the other."""
+    """A source of rows: local files, or a set on the hub where `hub_id` is set. `splits` are read one after the other.
+
+    `known_sizes` are the numbers of rows that all of them together are known to have; empty where that is not known.
+    """
 
     name: str
     columns: Columns
     hub_id: str | None = None
     hub_config: str | None = None
     splits: tuple[str, ...] = ()
+    known_sizes: tuple[int, ...] = ()
 
     def rows(self) -> Iterator[Row]:
         """Streams the rows; UserError where the table can't be read at all."""

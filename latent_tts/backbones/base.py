@@ -191,6 +191,10 @@ class LatentBackbone(Freezable, ABC):
         """Token ids of the prompts, without padding and without tokens added by the tokenizer."""
         return self.encode([self.prompt(question) for question in questions])
 
+    def tokenized_form(self) -> tuple[str, int]:
+        """The part of the prompt form that is tokenized with the question, and the number of tokens that follow it."""
+        return self.prompt_form, 0
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, without padding and without tokens added by the tokenizer."""
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []

@@ -37,6 +37,9 @@ class Cot(LatentBackbone):
             )
         return ids
 
+    def tokenized_form(self) -> tuple[str, int]:
+        return self.prompt_form.partition("{question}")[0] + "{question}", len(self._opening) - 1
+
     def encode_prompts(self, questions: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompts but for their last token."""
         before, opening = self.prompt_form.partition("{question}")[0], self._opening[:-1]

@@ -18,8 +18,10 @@ from latent_tts.attention.packed import packed_attention, packed_position_ids
 from latent_tts.attention.padding import pad_right
 from latent_tts.attention.passes import decoder_pass
 from latent_tts.attention.probe import check_packed, make_exact
+from latent_tts.attention.windows import longest_sequence
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.dropout import set_dropout
+from latent_tts.engine.prompts import PromptRoom
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, HeadName
@@ -239,6 +241,11 @@ class LatentRewardModel(Freezable):
     def prompt_lengths(self, questions: Sequence[str]) -> list[int]:
         """Tokens of every prompt."""
         return [len(prompt) for prompt in self._prompt_ids(questions)]
+
+    def prompt_room(self, num_latents: int) -> PromptRoom:
+        """How long a question may be whose rollouts have so many latents."""
+        positions = longest_sequence(self.transformer.config)
+        return PromptRoom("reward model", positions, num_latents, self.tokenizer, self.prompt_form)
 
     def _prompt_ids(self, questions: Sequence[str]) -> list[list[int]]:
         prompts = [self.prompt_form.replace("{question}", question) for question in questions]
