@@ -9,11 +9,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
 from datamodules.examples import GeneratedExamples, ListedExamples
-from datamodules.notices import notice
 from datamodules.positions import PositionLimit
 from datamodules.resampling.resampled import Resampled, templates_of
 from datamodules.sources.catalogue import GSM_SYMBOLIC, HUB_TABLES, RESAMPLED, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic
+from datamodules.sources.notices import notice
 from datamodules.sources.rows import GoodRows, to_example, to_question
 from datamodules.sources.streams import ExampleStream, Mixture, ShuffledPasses
 from datamodules.sources.tables import Table

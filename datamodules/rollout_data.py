@@ -15,10 +15,10 @@ from datamodules.batching import (
     require_positive,
     unchanged,
 )
-from datamodules.notices import notice
 from datamodules.positions import rooms_of, too_long
 from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table
 from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
+from datamodules.sources.notices import notice
 from datamodules.sources.repeats import first_of_each, number_repeats
 from datamodules.sources.rows import GoodRows, to_problem
 from latent_tts.engine.prompts import PromptRoom

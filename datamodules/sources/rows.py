@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from typing import TypeVar
 
-from datamodules.notices import notice
 from datamodules.sources.masked import holds_mask, is_masked, masked_example, masked_question
+from datamodules.sources.notices import notice
 from datamodules.sources.readers import Row
 from datamodules.sources.solutions import annotated_solution, split_steps
 from datamodules.sources.tables import Columns, Table
