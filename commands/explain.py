@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
+from commands.option_types import accepts, class_named, concrete, describe, item_type, object_types, options_of
 from latent_tts.errors import UserError
 
 _SHOWN = 14  # names in a list of what there is
@@ -169,7 +170,7 @@ class Walk:
         if accepts(hint, value, flag):
             return None
         if isinstance(value, list):
-            found = (self._value(f"{name}[{i}]", _item(hint), None, entry, False) for i, entry in enumerate(value))
+            found = (self._value(f"{name}[{i}]", item_type(hint), None, entry, False) for i, entry in enumerate(value))
             return next(filter(None, found), None) or f"Option --{name} must be {describe(hint)}, got {value}."
         if isinstance(value, dict):
             if "class_path" in value and (sentence := self._unknown_class(name, hint, str(value["class_path"]))):
@@ -234,68 +235,6 @@ class Walk:
         return None
 
 
-def options_of(cls: type) -> ArgumentParser:
-    """A parser whose options are the parameters of a class."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, fail_untyped=False)
-    return parser
-
-
-def accepts(hint: Any, value: Any, flag: bool) -> bool:
-    """Whether an option of a type takes a value, given as text on the command line or as YAML."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--x", type=hint)
-    try:
-        parser.parse_args([f"--x={value}"]) if flag else parser.parse_object({"x": value})
-    except (ArgumentError, ValueError, TypeError, SystemExit):
-        return False
-    return True
-
-
-def names_of(hint: Any) -> list[str]:
-    """The names of the classes that fit a type, without those that only others derive from."""
-    fitting = {cls for base in object_types(hint) for cls in concrete(base)}
-    return sorted(cls.__name__ for cls in fitting if cls not in object_types(hint) or len(fitting) == 1)
-
-
-def class_named(name: str, hint: Any) -> type | None:
-    """The class of a path, or of a short name among those that fit a type; None where there is none."""
-    module, _, short = name.rpartition(".")
-    if not module:
-        fitting = (cls for base in object_types(hint) for cls in concrete(base))
-        return next((cls for cls in fitting if cls.__name__ == short), None)
-    try:
-        found = getattr(import_module(module), short)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    return found if inspect.isclass(found) else None
-
-
-def object_types(hint: Any) -> list[type]:
-    """The classes in a type whose values are objects with options of their own."""
-    if inspect.isclass(hint) and get_origin(hint) is None:
-        plain = hint.__module__ == "builtins" or issubclass(hint, Path | str)
-        return [] if plain else [hint]
-    return [cls for part in get_args(hint) if part is not Literal for cls in object_types(part)]
-
-
-def concrete(base: type) -> Iterator[type]:
-    """The classes that can be made among a class and those derived from it, as far as they are imported."""
-    if not inspect.isabstract(base):
-        yield base
-    derived: type
-    for derived in base.__subclasses__():
-        yield from concrete(derived)
-
-
-def _item(hint: Any) -> Any:
-    """The type of a list's entries."""
-    for part in (hint, *get_args(hint)):
-        if get_origin(part) in (list, tuple, Sequence) or str(get_origin(part)).endswith(("Iterable'>", "Sequence'>")):
-            return get_args(part)[0]
-    return Any
-
-
 def unknown(name: str, known: Sequence[str]) -> str:
     """That there is no such option, and which there are beside it."""
     above = name.rpartition(".")[0]
@@ -314,18 +253,3 @@ def alternatives(name: str, names: Sequence[str]) -> str:
     close = get_close_matches(name, names, n=1)
     there_are = f"; there {'is' if len(names) == 1 else 'are'}: {', '.join(names[:_SHOWN])}" if names else ""
     return "".join(f" (did you mean {found}?)" for found in close) + there_are + ", ..." * (len(names) > _SHOWN)
-
-
-def describe(hint: Any) -> str:
-    """A type in words: `int or null`, `one of 'float32', 'bfloat16'`."""
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(map(repr, get_args(hint)))
-    if is_dataclass(hint):
-        return f"the options of {getattr(hint, '__name__', hint)}"
-    if get_args(hint) and str(get_origin(hint)) in ("typing.Union", "<class 'types.UnionType'>"):
-        return " or ".join(dict.fromkeys(map(describe, get_args(hint))))
-    if hint is type(None):
-        return "null"
-    if get_args(hint):
-        return f"a {get_origin(hint).__name__} of {' and '.join(describe(part) for part in get_args(hint))}"
-    return hint.__name__ if inspect.isclass(hint) else "object"
