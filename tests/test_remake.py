@@ -17,11 +17,12 @@ from latent_tts.evaluation.prediction_files import RecordWriter, prediction_path
 from latent_tts.evaluation.remake import remake_metrics
 from latent_tts.evaluation.run_folder import write_run
 from latent_tts.evaluation.strategies import Part, of_search, part_of
-from latent_tts.evaluation.summary import EvaluationMetrics
+from latent_tts.evaluation.summary import EvaluationMetrics, choose
 from latent_tts.search import BeamSearch
 from tests.records import SEARCH, make_record
 
-RECORDS = [make_record(seed, searches=(SEARCH,)) for seed in range(9)]
+DRAWN = [make_record(seed, searches=(SEARCH,)) for seed in range(9)]
+RECORDS = [replace(record, chosen=choose(record, [BestOfN("mean"), MajorityVoting()])) for record in DRAWN]
 EVALUATED = {
     "backbone": {"name": "tiny", "fingerprint": "ab", "kind": "coconut", "num_latents": 3},
     "reward_model": {"name": "tiny-rm", "fingerprint": "cd"},

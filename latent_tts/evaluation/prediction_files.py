@@ -50,6 +50,20 @@ def read_records(paths: Iterable[Path]) -> Iterator[Record]:
                 yield _record(row, path, number)
 
 
+class RunRecords:
+    """The records of a run, read from its files anew each time they are gone through.
+
+    Args:
+        output: The run's folder.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    def __iter__(self) -> Iterator[Record]:
+        return read_records(prediction_files(self.output))
+
+
 def _record(row: Any, path: Path, number: int) -> Record:
     try:
         return Record.from_json(row)

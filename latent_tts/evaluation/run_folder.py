@@ -126,11 +126,19 @@ def write_run(output: Path, run: Mapping[str, Any], rank: int = 0) -> None:
     write_whole(output / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False) + "\n", rank)
 
 
-def write_whole(path: Path, text: str, rank: int = 0) -> None:
-    """Writes a file so that a kill leaves the old text or the new one, never a part, whatever other ranks do meanwhile."""
+def write_whole(path: Path, content: str | bytes | Iterable[str], rank: int = 0) -> None:
+    """Writes a file so that a kill leaves the old content or the new one, never a part, whatever other ranks do meanwhile.
+
+    Args:
+        path: Its folder is made where it is missing.
+        content: Text, bytes, or parts of a text that need not be in memory together.
+        rank: Of this process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{rank}")
-    aside.write_text(text, encoding="utf-8")
+    with aside.open("wb") as file:
+        for part in [content] if isinstance(content, (str, bytes)) else content:
+            file.write(part.encode() if isinstance(part, str) else part)
     os.replace(aside, path)
 
 

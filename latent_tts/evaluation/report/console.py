@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latent_tts.evaluation.report.tables import curve_rows, facts, result_rows
+from latent_tts.evaluation.report.tables import curve_rows, result_rows
 from latent_tts.evaluation.results import Metrics
+from latent_tts.evaluation.wording import facts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +35,9 @@ def print_tables(metrics: Metrics, output: Path | None) -> None:
     for line in facts(metrics):
         console.print(line)
     if output is not None:
-        console.print(f"files: {output}/ (report.md, metrics.json, predictions/, tensorboard/)", soft_wrap=True)
+        console.print(
+            f"files: {output}/ (report.html, report.md, metrics.json, predictions/, tensorboard/)", soft_wrap=True
+        )
 
 
 def _table(title: str, header: list[str], rows: list[list[str]], padding: int) -> Table:

@@ -1,26 +1,48 @@
-"""The files of a report: metrics.json, report.md, figures and TensorBoard's curves, all of them functions of the metrics."""
+"""The files of a report, functions of metrics and records: metrics.json, report.md, report.html, figures, event files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tts.evaluation.report.figures import figures, save_figures
+from latent_tts.evaluation.prediction_files import RunRecords, prediction_files
+from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.report.figure_files import save_figures, to_embed
+from latent_tts.evaluation.report.figures import figures
+from latent_tts.evaluation.report.html import html_parts
 from latent_tts.evaluation.report.markdown import markdown
 from latent_tts.evaluation.results import Metrics, curves, results
-from latent_tts.evaluation.run_folder import METRICS_FILE, write_whole
+from latent_tts.evaluation.run_folder import METRICS_FILE, read_run, write_whole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-def write_report(metrics: Metrics, output: Path) -> None:
-    """Writes OUTPUT/metrics.json, report.md, figures/ and tensorboard/ anew."""
+def write_report(
+    metrics: Metrics,
+    output: Path,
+    records: Iterable[Record] | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes OUTPUT/metrics.json, report.md, report.html, figures/ and tensorboard/ anew; equal files for equal arguments.
+
+    Args:
+        metrics: The content of metrics.json.
+        output: The run's folder, or another one.
+        records: What the metrics were made from, judged and chosen from as the metrics say; can be gone through more than once.
+            None takes those of the folder, if there are any.
+        run: The content of run.json; None takes the folder's.
+    """
+    records = RunRecords(output) if records is None and prediction_files(output) else records
+    run = read_run(output) if run is None else run
     write_whole(output / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
-    drawn = figures(metrics)
-    write_whole(output / "report.md", markdown(metrics, save_figures(drawn, output / "figures")))
+    drawn = figures(metrics, records)
+    saved = save_figures(drawn, output / "figures")
+    write_whole(output / "report.md", markdown(metrics, saved, run))
+    inside = {name: to_embed(output / path) for name, path in saved.items()}
+    write_whole(output / "report.html", html_parts(metrics, records, inside, run))
     write_tensorboard(metrics, drawn, output / "tensorboard")
 
 

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from latent_tts.evaluation.report.tables import curve_rows, facts, result_rows
+from latent_tts.evaluation.report.tables import curve_rows, result_rows
 from latent_tts.evaluation.results import Metrics, description
-
-_OVER_K = """In percent, with 95 % intervals over problems. Coverage is the chance that at least one of k rollouts is right; an \
-aggregation's accuracy at k is its expectation over the k-subsets of the rollouts."""
-
-_FULL_BUDGET = """`minus voting` is the paired difference to majority voting in points; `head-room` is the recovered share of \
-the way from a single rollout to coverage; `token steps` are positions that went through the backbone and the reward model per \
-problem."""
-
-_DIVERSITY = "Mean pairwise cosine distance between the rollouts of a problem at each step, averaged over problems."
+from latent_tts.evaluation.wording import FULL_BUDGET, HOW_TO_READ, OVER_K, facts, how_made, title
 
 
-def markdown(metrics: Metrics, figures: Mapping[str, str]) -> str:
+def markdown(metrics: Metrics, figures: Mapping[str, str], run: Mapping[str, Any] | None = None) -> str:
     """The text of report.md.
 
     Args:
         metrics: The content of metrics.json.
-        figures: Title -> path of the figure relative to the report.
+        figures: Name -> path of the figure relative to the report.
+        run: The content of run.json.
     """
-    pictures = {title: f"![{title}]({path})" for title, path in figures.items()}
+    pictures = [f"![{name}]({path})" for name, path in figures.items()]
+    made = how_made(run)
     parts = [
-        "# Parallel test-time scaling",
+        f"# {title(metrics)}",
         "\n".join(f"- {key}: {value}" for key, value in description(metrics).items()),
         "\n".join(f"- {line}" for line in facts(metrics)),
-        "## Accuracy against the number of rollouts",
-        _OVER_K,
-        _table(*curve_rows(metrics, " (")),
-        pictures.get("accuracy", ""),
         "## Every strategy at its full budget",
-        _FULL_BUDGET,
+        FULL_BUDGET,
         _table(*result_rows(metrics, " (")),
-        pictures.get("compute", ""),
-        "## Diversity of the latent thoughts",
-        _DIVERSITY,
-        pictures.get("diversity", ""),
+        "## Against the number of rollouts",
+        OVER_K,
+        _table(*curve_rows(metrics, " (")),
+        *(["## Figures", *pictures] if pictures else []),
+        "## How to read this",
+        "\n".join(f"- **{word}**: {text}" for word, text in HOW_TO_READ.items()),
+        "`report.html` beside this file has all of it with sortable tables, and a browser over the problems.",
+        *(["## How it was made", _code(made.pop("command", "")), _list(made)] if made else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _list(lines: Mapping[str, str]) -> str:
+    return "\n".join(f"- {label}: {value}" for label, value in lines.items())
+
+
+def _code(command: str) -> str:
+    return f"```bash\npython {command}\n```" if command else ""
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -28,14 +28,3 @@ def result_rows(metrics: Metrics, joint: str) -> tuple[list[str], list[list[str]
         ]
         for row in results(metrics)
     ]
-
-
-def facts(metrics: Metrics) -> list[str]:
-    """The lines below the tables: what was run, how fast, and how many answers did not parse."""
-    speed, nonfinite = metrics["throughput"]["rollouts_per_second"], metrics["nonfinite_rollouts"]
-    return [
-        f"{metrics['num_problems']} problems, {metrics['num_rollouts']} rollouts each"
-        + ("" if speed is None else f", {speed:.1f} rollouts per second"),
-        f"invalid answers: {100 * metrics['invalid_answer_rate']:.1f} % of the rollouts",
-        *([f"not finite: {nonfinite:,} rollouts, counted as invalid and wrong"] if nonfinite else []),
-    ]

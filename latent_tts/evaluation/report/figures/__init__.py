@@ -6,8 +6,7 @@ report and TensorBoard find it from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.records import Record
@@ -43,15 +42,3 @@ def figures(metrics: Metrics, records: Iterable[Record] | None = None) -> dict[s
     """
     drawn = {name: draw(metrics, records) for name, draw in FIGURES.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
-
-
-def save_figures(drawn: Mapping[str, Figure], folder: Path) -> dict[str, str]:
-    """Writes each as PNG and as SVG, the same bytes every time; returns name -> path of the PNG from the folder's parent."""
-    from matplotlib import rc_context
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in drawn.items():
-        figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
-        with rc_context({"svg.hashsalt": name}):
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-    return {name: f"{folder.name}/{name}.png" for name in drawn}

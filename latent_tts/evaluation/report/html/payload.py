@@ -1,0 +1,165 @@
+"""The problems of report.html: compressed pages that the browser takes apart one at a time, within a bound of bytes.
+
+Problems are gone through once and kept as compressed JSON. Where they outgrow the bound, a sample stays that depends on nothing
+but the problems' ids: each step halves it, by one more bit of a hash of the id.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from latent_tts.evaluation.problem_outcomes import FILTERS, ProblemOutcome
+from latent_tts.evaluation.records import RolloutRecord, significant
+
+BYTE_LIMIT = 12_000_000
+"""Compressed bytes of a report's problems; base64 makes a third more of them."""
+
+_PAGE_CHARACTERS = 100_000
+_SCORE_DIGITS = 4
+_HASH_BITS = 64
+
+
+@dataclass
+class _Level:
+    """The problems that leave the sample at the same step."""
+
+    pages: list[bytes] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)  # what the list of problems shows, and [page, place on it]
+    open_page: list[str] = field(default_factory=list)
+    open_characters: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.pages))
+
+    def add(self, entry: str, row: list[Any]) -> None:
+        self.rows.append([*row, len(self.pages), len(self.open_page)])
+        self.open_page.append(entry)
+        self.open_characters += len(entry)
+        if self.open_characters > _PAGE_CHARACTERS:
+            self.close_page()
+
+    def close_page(self) -> None:
+        if self.open_page:
+            self.pages.append(compressed(f"[{','.join(self.open_page)}]"))
+        self.open_page, self.open_characters = [], 0
+
+
+class Payload:
+    """Takes problems one at a time; `pages` and `index` are what the page holds of them.
+
+    Args:
+        byte_limit: Of the compressed problems.
+
+    Attributes:
+        num_problems: All that were added.
+        counts: Filter -> problems of all that were added.
+    """
+
+    def __init__(self, byte_limit: int = BYTE_LIMIT) -> None:
+        self.byte_limit = byte_limit
+        self.num_problems = 0
+        self.counts: Counter[str] = Counter()
+        self._levels: dict[int, _Level] = {}
+        self._lowest = 0
+
+    def add(self, outcome: ProblemOutcome) -> None:
+        """Takes one problem in, and halves the sample while it is too large."""
+        self.num_problems += 1
+        filters = outcome.filters
+        self.counts.update(filters)
+        level = _level(outcome.record.problem_id)
+        if level < self._lowest:
+            return
+        row = index_row(self.num_problems, outcome, filters)
+        self._levels.setdefault(level, _Level()).add(json.dumps(entry(outcome), separators=(",", ":")), row)
+        if self._levels[level].open_page == []:  # a page was closed: the sum of bytes has changed
+            self._halve_while_too_large()
+
+    @property
+    def num_shown(self) -> int:
+        """Problems in the sample: all, where they fit."""
+        return sum(len(level.rows) for level in self._levels.values())
+
+    def close(self) -> None:
+        """Compresses the last pages; to be called when every problem is in."""
+        for level in self._levels.values():
+            level.close_page()
+        self._halve_while_too_large()
+
+    def pages(self) -> Iterator[str]:
+        """The pages of the sample in base64."""
+        for _, level in sorted(self._levels.items()):
+            yield from (base64.b64encode(page).decode() for page in level.pages)
+
+    def index(self, described: dict[str, Any]) -> str:
+        """The list of problems, and what is said of them as a whole, in base64."""
+        rows, first = [], 0
+        for _, level in sorted(self._levels.items()):
+            rows += [[*row[:-2], first + row[-2], row[-1]] for row in level.rows]
+            first += len(level.pages)
+        content = described | {
+            "num_problems": self.num_problems,
+            "filters": [[name, one.label, self.counts[name]] for name, one in FILTERS.items()],
+            "problems": sorted(rows),
+        }
+        return base64.b64encode(compressed(json.dumps(content, separators=(",", ":")))).decode()
+
+    def _halve_while_too_large(self) -> None:
+        while sum(level.num_bytes for level in self._levels.values()) > self.byte_limit and len(self._levels) > 1:
+            self._lowest = min(self._levels) + 1
+            del self._levels[self._lowest - 1]
+
+
+def compressed(text: str) -> bytes:
+    """Deflated, without a header: equal bytes for equal text."""
+    packer = zlib.compressobj(level=6, wbits=-zlib.MAX_WBITS)
+    return packer.compress(text.encode()) + packer.flush()
+
+
+def _level(problem_id: str) -> int:
+    """At which step a problem leaves the sample: level l has the share 2^-(l + 1) of all problems."""
+    number = int.from_bytes(blake2b(problem_id.encode(), digest_size=_HASH_BITS // 8).digest(), "big")
+    return _HASH_BITS - number.bit_length()
+
+
+def index_row(number: int, outcome: ProblemOutcome, filters: Iterable[str]) -> list[Any]:
+    """One line of the list: what is shown, searched and filtered without taking a page apart."""
+    record, names = outcome.record, list(FILTERS)
+    mask = sum(1 << names.index(name) for name in filters)
+    right = [int(record.greedy.correct), int(outcome.voting.correct)]
+    return [number, record.problem_id, record.question, _short(record.gold), mask, outcome.num_right, *right]
+
+
+def entry(outcome: ProblemOutcome) -> dict[str, Any]:
+    """All of one problem that its index row does not have; rollouts as columns, which compress better."""
+    record, rollouts = outcome.record, outcome.record.rollouts
+    return {
+        "chosen": [[_short(choice.answer), int(choice.correct), choice.text] for choice in outcome.choices],
+        "texts": [rollout.text for rollout in rollouts],
+        "answers": [_short(rollout.answer) for rollout in rollouts],
+        "right": "".join(str(int(rollout.correct)) for rollout in rollouts),
+        "finite": "".join(str(int(rollout.finite)) for rollout in rollouts),
+        "num_latents": [rollout.num_latents for rollout in rollouts],
+        "step_scores": [_scores(rollout) for rollout in rollouts],
+        "diversity": record.diversity,
+        "token_steps": record.token_steps.to_json(),
+    }
+
+
+def _scores(rollout: RolloutRecord) -> list[float] | None:
+    if rollout.step_scores is None:
+        return None
+    return [_short(significant(score, _SCORE_DIGITS)) for score in rollout.step_scores]
+
+
+def _short(value: float | None) -> Any:
+    """An integer where the number is one: 72 for 72.0; floats beyond 2^53 keep their exponent."""
+    return int(value) if value is not None and value.is_integer() and abs(value) < 2**53 else value
