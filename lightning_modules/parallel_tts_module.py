@@ -16,6 +16,8 @@ from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.backbones.kinds import KindName
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.prompts import PromptRoom
+from latent_tts.errors import UserError
+from latent_tts.evaluation.controls import ControlName, control_of, other_problems
 from latent_tts.evaluation.evaluator import Evaluator
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import Settings, flatten
@@ -57,6 +59,9 @@ class ParallelTTSModule(LightningModule):
         answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
         answer_sampler: How the answer tokens of rollouts and searches are drawn (temperature, top_p); by default they are the
             most probable ones. The greedy answer always is.
+        latent_control: Whether answers owe anything to the latents: they are decoded after zero (zeros), shuffle (the thoughts on
+            the problem before in the data) or truncate (the first truncate_after thoughts) in place of what was thought.
+        truncate_after: Thoughts that latent_control truncate leaves, from 0.
 
     Raises:
         UserError: Any of these does not exist, does not fit the others, or is out of its range.
@@ -80,8 +85,11 @@ class ParallelTTSModule(LightningModule):
         max_written_tokens: int = 256,
         answer_rule: AnswerRule = "tolerance",
         answer_sampler: AnswerSampler | None = None,
+        latent_control: ControlName | None = None,
+        truncate_after: int | None = None,
     ) -> None:
         super().__init__()
+        control = control_of(latent_control, truncate_after)
         scored = reward_model is not None
         parts, searches = make_aggregations(aggregations, scored), make_searches(search or [], scored)
         self.backbone = (
@@ -101,6 +109,7 @@ class ParallelTTSModule(LightningModule):
             seed,
             answer_rule,
             None if self.written is None else RolloutEngine(self.written, max_answer_tokens=max_written_tokens),
+            control,
         )
         self._names = [name if isinstance(name, str) else None for name in (backbone, reward_model, written)]
         self.metrics = EvaluationMetrics(
@@ -126,12 +135,17 @@ class ParallelTTSModule(LightningModule):
                 }
                 | self._answer_settings()
                 | self._written_settings()
+                | self._control_settings()
             }
         )
 
     def _answer_settings(self) -> Settings:
         drawn = self._answer_sampler()
         return {} if drawn is None else {"answer_sampler": drawn}
+
+    def _control_settings(self) -> Settings:
+        control = self.evaluator.control
+        return {} if control is None else control.settings()
 
     def _written_settings(self) -> Settings:
         engine = self.evaluator.written_engine
@@ -157,7 +171,7 @@ class ParallelTTSModule(LightningModule):
             "answer_sampler": self._answer_sampler(),
             "seed": self.evaluator.seed,
             "answer_rule": self.evaluator.answer_rule,
-        }
+        } | self._control_settings()
 
     def _answer_sampler(self) -> dict[str, float] | None:
         sampler = self.evaluator.engine.answer_sampler
@@ -180,6 +194,15 @@ class ParallelTTSModule(LightningModule):
         if written is not None:
             rooms.append(PromptRoom.of("written backbone", written.backbone, written.max_answer_tokens))
         return rooms if scorer is None else [*rooms, scorer.prompt_room(self.backbone.num_latents)]
+
+    def setup(self, stage: str) -> None:
+        """Lets a control that pairs problems read them."""
+        control = self.evaluator.control
+        if control is not None and control.name == "shuffle":
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if data is None:
+                raise UserError("latent_control shuffle pairs the problems of a data module: give the trainer one.")
+            control.others = other_problems(data.problems())
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
         """One record a problem, in the batch's order."""

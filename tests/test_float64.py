@@ -59,9 +59,9 @@ def test_thoughts_and_answers_need_no_float64(kind, sampler, tiny_backbone, ques
     engine = RolloutEngine(backbone, sampler, 3, AnswerSampler(0.7, 0.9))
     with torch.inference_mode():
         state = engine.expand(engine.expand(engine.start(questions[:2]), num_children=3))
-        ended = engine._end_thought(state)
+        ended = engine.decoder.end_thought(state)
         assert ended.hidden is not None
-        tokens = engine._next_tokens(ended.hidden, ended.keys, 0)
+        tokens = engine.decoder.next_tokens(ended.hidden, ended.keys, 0)
     assert tokens.is_meta and state.latents.is_meta and state.latents.dtype == torch.float32
 
 

@@ -95,7 +95,7 @@ def test_a_device_without_values_can_think(kind, dtype, sampler, tiny_backbone, 
         state = engine.expand(engine.start(questions), num_children=4)  # prompts are sent here
         with torch.inference_mode(), Uploads() as uploads:
             state = engine.expand(engine.expand(state))
-            ended = engine._end_thought(state)
+            ended = engine.decoder.end_thought(state)
             tokens = backbone.most_likely(ended.hidden)
         assert not uploads.calls
         assert state.latents.is_meta and tokens.shape == (4 * len(questions),)

@@ -379,3 +379,24 @@ def test_prompts_that_were_encoded_once_can_be_rolled_out_again_and_again(kind, 
     for one, other in zip(found, apart, strict=True):
         assert torch.equal(one.latents, other.latents) and one.texts == other.texts
         assert torch.equal(one.token_steps, other.token_steps)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [SAMPLERS[name] for name in ("agn", "kept-mask", "dropout-answer")],
+    ids=["agn", "kept-mask", "dropout-answer"],
+)
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_replaying_the_thoughts_of_rollouts_gives_their_answers_again(kind, sampler, tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(kind, "llama", num_latents=4), sampler, max_answer_tokens=4)
+    start = engine.start(questions[:3], seed=2)
+    drawn = engine.rollout_from(start, 3)
+    same(engine.replay(start, drawn.latents, drawn.num_latents), drawn)
+
+
+@pytest.mark.parametrize("kind", ["coconut", "codi"])
+def test_a_backbone_in_training_mode_is_refused(kind, tiny_backbone, questions):
+    engine = RolloutEngine(tiny_backbone(kind))
+    engine.backbone.train()
+    with pytest.raises(UserError, match="in training mode, in which its own dropout is on: call backbone.eval"):
+        engine.rollout(questions[:1], num_rollouts=1)

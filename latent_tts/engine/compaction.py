@@ -7,6 +7,8 @@ from torch import Tensor
 
 from latent_tts.engine.state import ThoughtState
 
+COMPACT_BELOW = 0.75  # rows that go on are gathered into a smaller batch when their share falls below this
+
 
 class Batch:
     """Rows on their way through the model, and which row of the whole each one is.

@@ -15,17 +15,17 @@ projection is made in latent steps, except where the model reads its own stop si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from latent_tts.attention.own_attention import PromptCache
-from latent_tts.attention.padding import pad_right
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.engine.compaction import Batch, Results
+from latent_tts.engine.compaction import COMPACT_BELOW, Batch, Results
+from latent_tts.engine.decoding import AnswerDecoder
 from latent_tts.engine.memory import FittingParts
+from latent_tts.engine.passes import Passes
 from latent_tts.engine.prompts import Prompt, make_prompts
 from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers
 from latent_tts.engine.state import ThoughtState
@@ -34,7 +34,6 @@ from latent_tts.sampling import AnswerSampler, Deterministic, PromptSharing, Sam
 from latent_tts.seeding import problem_keys
 
 MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is no faster with more, and a killed run loses less
-_COMPACT_BELOW = 0.75  # rows that still decode are gathered into a smaller batch when their share falls below this
 
 
 class RolloutEngine:
@@ -64,6 +63,8 @@ class RolloutEngine:
         self.sampler.check(backbone)
         self.max_answer_tokens = max_answer_tokens
         self.answer_sampler = answer_sampler
+        self.passes = Passes(backbone, self.sampler)
+        self.decoder = AnswerDecoder(self.passes, max_answer_tokens, answer_sampler)
         self._parts = FittingParts("rollouts")
 
     @property
@@ -90,7 +91,8 @@ class RolloutEngine:
             first_rollout: Number of the first of them; those from 8 on are the ones that follow on the first 8.
 
         Raises:
-            UserError: N below 1, no question, or a prompt that leaves no room for thoughts and answer.
+            UserError: N below 1, no question, a prompt that leaves no room for thoughts and answer, or a backbone in training
+                mode, whose own dropout would enter.
         """
         _check_counts(num_rollouts, first_rollout)
         return self.rollout_from(self.start(questions, seed, problem_ids), num_rollouts, first_rollout)
@@ -106,13 +108,14 @@ class RolloutEngine:
         """
         _check_counts(num_rollouts, first_rollout)
         return join_rollouts(
-            self._parts.run(
-                lambda first, end: self._draw(start, end - first, first_rollout + first),
-                num_rollouts,
-                rows_each=start.num_problems,
-                most=MOST_ROWS.get(self.backbone.device.type, MOST_ROWS["cuda"]),
+            self._in_parts(
+                lambda first, end: self._draw(start, end - first, first_rollout + first), start, num_rollouts
             )
         )
+
+    def _in_parts(self, work: Callable[[int, int], Rollouts], start: ThoughtState, num_rollouts: int) -> list[Rollouts]:
+        most = MOST_ROWS.get(self.backbone.device.type, MOST_ROWS["cuda"])
+        return self._parts.run(work, num_rollouts, rows_each=start.num_problems, most=most)
 
     def _draw(self, start: ThoughtState, num_rollouts: int, first_rollout: int) -> Rollouts:
         if self.backbone.num_latents:
@@ -120,6 +123,29 @@ class RolloutEngine:
         else:
             state = self._encoded(start.fork(num_rollouts, first_rollout))
         return self.as_rollouts(self.finish(state), start.prompts)
+
+    @torch.inference_mode()
+    def replay(self, start: ThoughtState, latents: Tensor, num_latents: Tensor) -> Rollouts:
+        """Rollouts as `rollout_from` draws them, but with thoughts that are given in place of their own.
+
+        Fed are the thoughts, then the end of thought; passes and answers are as random as they would have been.
+
+        Args:
+            start: P encoded prompts.
+            latents: (P, N, T, D), 0 where a row has fewer thoughts.
+            num_latents: (P, N) int64, at most those of the backbone; all alike where it thinks a fixed number.
+        """
+
+        def part(first: int, end: int) -> Rollouts:
+            own, counts = latents[:, first:end].flatten(0, 1), num_latents[:, first:end].flatten()
+            state = self._encoded(start.fork(end - first, first))
+            for step in range(int(counts.max())):
+                state = self._advance(state).with_thought(
+                    own[:, step], counts <= step, own[:, step].isfinite().all(dim=-1)
+                )
+            return self.as_rollouts(Finished(own, counts, self.answer(state)), start.prompts)
+
+        return join_rollouts(self._in_parts(part, start, latents.shape[1]))
 
     @torch.inference_mode()
     def finish(self, state: ThoughtState) -> Finished:
@@ -131,7 +157,7 @@ class RolloutEngine:
                 stopped = batch.wanted & batch.state.finished
                 if torch.equal(stopped, batch.wanted):
                     break
-                if batch.share_of(stopped) > 1 - _COMPACT_BELOW:
+                if batch.share_of(stopped) > 1 - COMPACT_BELOW:
                     self._settle(batch.keep(stopped), results)
                     batch = batch.keep(batch.wanted & ~stopped)
             batch.state = self.expand(batch.state)
@@ -141,7 +167,7 @@ class RolloutEngine:
 
     def _settle(self, batch: Batch, results: Results) -> None:
         """Answers the rows of a batch and writes them to their places."""
-        results.write(batch, *self._answer_ids(batch.state))
+        results.write(batch, *self.decoder.decode(batch.state))
 
     def as_rollouts(self, finished: Finished, prompts: Sequence[Prompt]) -> Rollouts:
         """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost."""
@@ -159,8 +185,12 @@ class RolloutEngine:
 
         Where the pass that makes the first thought is random, the last prompt token is left for the rows to feed; where
         the prompt can't be shared at all, encoding waits until ``expand`` has forked the rows.
+
+        Raises:
+            UserError: As ``rollout``.
         """
         backbone, sharing = self.backbone, self.sampler.prompt_sharing
+        _check_mode(backbone)
         prompts = make_prompts(backbone, questions, problem_ids, self.max_answer_tokens)
         keys = problem_keys(seed, [prompt.problem_id for prompt in prompts], backbone.device)
         state = ThoughtState.of(prompts, keys, backbone.hidden_size, backbone.dtype)
@@ -179,24 +209,8 @@ class RolloutEngine:
         return self._encode(state, [prompt.ids for prompt in state.prompts for _ in range(state.group_size)])
 
     def _encode(self, state: ThoughtState, prompts: list[list[int]]) -> ThoughtState:
-        """The prompt pass, one row per prompt given.
-
-        Prompts are padded on the right, where no real token looks: the pass needs no mask, only what comes after it does.
-        """
-        backbone = self.backbone
-        # Of prompts of one token, which is left for the rows to feed, a padded column stays.
-        ids, mask = pad_right(prompts, backbone.pad_token_id, backbone.device, min_width=1)
-        lengths = mask.sum(dim=1)
-        positions = torch.arange(ids.shape[1], device=backbone.device).expand_as(ids)
-        recorded = PromptCache(backbone.model)
-        with self.sampler.attached(backbone) as noise:
-            noise.switch("prompt", state.keys, positions - lengths.unsqueeze(-1))
-            hidden = backbone.last_hidden(backbone.embed(ids), None, positions, recorded)
-        last = hidden[torch.arange(len(prompts), device=backbone.device), lengths - 1]
-        slots = state.lead + backbone.num_latents + self.max_answer_tokens  # the last token is chosen, not fed
-        padded = any(len(prompt) < ids.shape[1] for prompt in prompts)
-        cache = recorded.as_prefix(mask if padded else None, slots)
-        return replace(state, cache=cache, hidden=last)
+        """The prompt pass, one row per prompt given."""
+        return self.passes.over_prompts(state, prompts, self.max_answer_tokens)
 
     # 2. fork, and 3. think ------------------------------------------------------------------------------------------
 
@@ -224,7 +238,7 @@ class RolloutEngine:
             return state
         assert state.pending is not None
         real = ~state.finished.unsqueeze(-1) if self.backbone.dynamic else None
-        return self._pass(state.pending.unsqueeze(1), state.num_latents - 1, state, "latent", real)
+        return self.passes.over(state.pending.unsqueeze(1), state.num_latents - 1, state, "latent", real)
 
     def _think(self, state: ThoughtState) -> ThoughtState:
         """Reads the next thought off the hidden state, unless the model says that it has thought enough.
@@ -237,81 +251,14 @@ class RolloutEngine:
             stops = self.backbone.most_likely(state.hidden) == self.backbone.end_of_thought_id
             finished = finished | stops | ~finite
         latents = self.sampler.next_latent(self.backbone, state.hidden, state.keys, state.num_latents + 1)
-        finite = finite & latents.isfinite().all(dim=-1)
-        latents = latents.masked_fill((finished | ~finite).unsqueeze(-1), 0.0)
-        return replace(
-            state,
-            latents=torch.cat([state.latents, latents.unsqueeze(1)], dim=1),
-            num_latents=state.num_latents + (~finished).long(),
-            num_finite=state.num_finite + (finite & ~finished).long(),
-            finished=finished,
-            hidden=None,
-            pending=latents,
-        )
+        return state.with_thought(latents, finished, finite & latents.isfinite().all(dim=-1))
 
     # 4. answer ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def answer(self, state: ThoughtState) -> Answers:
         """Ends the thinking of every row where it stands and decodes its answer."""
-        return read_answers(self.backbone, *self._answer_ids(state))
-
-    def _answer_ids(self, state: ThoughtState) -> tuple[Tensor, Tensor, Tensor]:
-        """Answer tokens (R, A), padded, their numbers (R,), and whether everything on the way was finite, (R,) bool."""
-        backbone, limit = self.backbone, self.max_answer_tokens
-        ids = torch.full((state.num_rows, limit), backbone.pad_token_id, device=backbone.device)
-        num_tokens, finite = torch.zeros_like(state.num_latents), state.finite.clone()
-        batch = Batch(self._end_thought(state))
-        for position in range(limit):
-            hidden = batch.state.hidden
-            assert hidden is not None
-            tokens = self._next_tokens(hidden, batch.state.keys, position)
-            ids[batch.rows, position] = tokens.masked_fill(~batch.wanted, backbone.pad_token_id)
-            num_tokens[batch.rows] += batch.wanted
-            finite[batch.rows] &= hidden.isfinite().all(dim=-1) | ~batch.wanted
-            batch.wanted = batch.wanted & ~backbone.ends_text(tokens) & finite[batch.rows]
-            share = batch.share_of(batch.wanted)
-            if share == 0 or position == limit - 1:
-                break
-            batch.state = replace(batch.state, hidden=None, pending=backbone.embed(tokens))
-            if share < _COMPACT_BELOW:
-                batch = batch.keep(batch.wanted)
-            assert batch.state.pending is not None
-            offsets = batch.state.num_latents + 1 + position
-            batch.state = self._pass(batch.state.pending.unsqueeze(1), offsets, batch.state, "answer")
-        return ids.masked_fill(~finite.unsqueeze(-1), backbone.pad_token_id), num_tokens, finite
-
-    def _next_tokens(self, hidden: Tensor, keys: Tensor, place: int) -> Tensor:
-        """The tokens (R,) at a place of the answers, after hidden states (R, D): the most probable ones, or drawn."""
-        if self.answer_sampler is None:
-            return self.backbone.most_likely(hidden)
-        return self.answer_sampler.choose(self.backbone.logits, hidden, keys, place)
-
-    def _end_thought(self, state: ThoughtState) -> ThoughtState:
-        """Feeds the latest thought, where it is still pending, and the end-of-thought token in one pass."""
-        backbone = self.backbone
-        end = torch.full_like(state.num_latents, backbone.end_of_thought_id)
-        inputs, offsets, real = backbone.embed(end).unsqueeze(1), state.num_latents.unsqueeze(-1), None
-        if state.hidden is None:
-            assert state.pending is not None
-            inputs = torch.cat([state.pending.unsqueeze(1).to(inputs.dtype), inputs], dim=1)  # (R, 2, D)
-            offsets = torch.cat([offsets - 1, offsets], dim=1)
-            if backbone.dynamic:
-                real = torch.stack([~state.finished, torch.ones_like(state.finished)], dim=1)
-        return self._pass(inputs, offsets, state, "answer", real)
-
-    def _pass(
-        self, inputs: Tensor, offsets: Tensor, state: ThoughtState, phase: str, real: Tensor | None = None
-    ) -> ThoughtState:
-        """The state after a pass over inputs (R, Q, D), at offsets (R,) or (R, Q) from the prompt's end."""
-        assert state.cache is not None
-        offsets = offsets.view(inputs.shape[0], -1)
-        positions = (state.prompt_lengths.unsqueeze(-1) + offsets).clamp_(min=0)
-        cache = state.cache.extended(inputs.shape[1], real)
-        with self.sampler.attached(self.backbone) as noise:
-            noise.switch(phase, state.keys, offsets)
-            hidden = self.backbone.last_hidden(inputs, None, positions, cache)
-        return replace(state, cache=cache, hidden=hidden[:, -1])
+        return read_answers(self.backbone, *self.decoder.decode(state))
 
 
 def _check_counts(num_rollouts: int, first_rollout: int) -> None:
@@ -319,3 +266,8 @@ def _check_counts(num_rollouts: int, first_rollout: int) -> None:
         raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
     if first_rollout < 0:
         raise UserError(f"first_rollout must not be negative, got {first_rollout}: rollouts are numbered from 0.")
+
+
+def _check_mode(backbone: LatentBackbone) -> None:
+    if any(part.training for part in backbone.children()):
+        raise UserError("The backbone is in training mode, in which its own dropout is on: call backbone.eval() first.")

@@ -86,6 +86,25 @@ class ThoughtState:
         """Rows per problem (G)."""
         return self.num_rows // self.num_problems
 
+    def with_thought(self, latents: Tensor, finished: Tensor, finite: Tensor) -> ThoughtState:
+        """The rows with one thought more, which is still to be fed.
+
+        Args:
+            latents: (R, D); a row that is finished, or not finite, is fed 0 in its place.
+            finished: (R,) bool, rows that had stopped before.
+            finite: (R,) bool, rows without a NaN or an infinity up to this thought.
+        """
+        latents = latents.masked_fill((finished | ~finite).unsqueeze(-1), 0.0)
+        return replace(
+            self,
+            latents=torch.cat([self.latents, latents.unsqueeze(1)], dim=1),
+            num_latents=self.num_latents + (~finished).long(),
+            num_finite=self.num_finite + (finite & ~finished).long(),
+            finished=finished,
+            hidden=None,
+            pending=latents,
+        )
+
     def select(self, index: Tensor) -> ThoughtState:
         """Keeps, repeats or reorders rows: index (P', G') of row numbers, the rows of one new group of one problem.
 

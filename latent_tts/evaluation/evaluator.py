@@ -22,6 +22,7 @@ from latent_tts.engine.prompts import Prompt
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
+from latent_tts.evaluation.controls import LatentControl
 from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, SearchRecord, TokenSteps, rounded
 from latent_tts.evaluation.strategies import make_aggregations, of_search
 from latent_tts.evaluation.summary import choose
@@ -81,9 +82,11 @@ class Evaluator:
         seed: Seed of every random draw.
         answer_rule: When an answer equals the gold one.
         written_engine: Of a model that reasons in writing, whose greedy answers are kept beside those of the latent one.
+        control: Replaces the latents before the answers, of the rollouts and of the greedy one.
 
     Raises:
-        UserError: N below 1, an aggregation or search that needs a reward model without one, or a reward model of another size.
+        UserError: N below 1, an aggregation or search that needs a reward model without one, a reward model of another size or
+            beside a control.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class Evaluator:
         seed: int = 0,
         answer_rule: AnswerRule = "tolerance",
         written_engine: RolloutEngine | None = None,
+        control: LatentControl | None = None,
     ) -> None:
         if num_rollouts < 1:
             raise UserError(
@@ -108,10 +112,20 @@ class Evaluator:
         self.aggregations = list(aggregations)
         self.searches = {of_search(search): search for search in searches}
         self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
+        self.control = control
         self.clock = RolloutClock()
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
         self._rollout_parts = FittingParts("rollouts of one problem")
         self._check_reward_model()
+        self._check_control()
+
+    def _check_control(self) -> None:
+        if self.control is not None:
+            self.control.check(self.engine)
+            if self.reward_model is not None:
+                raise UserError(
+                    "Scores of latents that were replaced mean nothing: leave the reward model, or latent_control, out."
+                )
 
     def _check_reward_model(self) -> None:
         backbone, model = self.engine.backbone, self.reward_model
@@ -145,12 +159,12 @@ class Evaluator:
         questions, ids = [problem.question for problem in problems], [problem.problem_id for problem in problems]
         started = time.perf_counter()
         start = self.engine.start(questions, self.seed, ids)
-        rollouts = self.engine.rollout_from(start, self.num_rollouts)
+        rollouts = self._draw(self.engine, start, problems, self.num_rollouts)
         self.clock.add(started, len(problems) * self.num_rollouts, self.engine.backbone.device)
         drawn = _Drawn(
             prompts=start.prompts,
             rollouts=rollouts,
-            greedy=self._greedy(start, questions, ids),
+            greedy=self._greedy(start, problems),
             written=None if self.written_engine is None else self.written_engine.rollout(questions, num_rollouts=1),
             scores=self._scores(questions, rollouts),
             found=self._search(questions, ids, start),
@@ -160,11 +174,19 @@ class Evaluator:
 
     # Steps ----------------------------------------------------------------------------------------------------------
 
-    def _greedy(self, start: ThoughtState, questions: Sequence[str], ids: list[str]) -> Rollouts:
+    def _draw(
+        self, engine: RolloutEngine, start: ThoughtState, problems: Sequence[Problem], num_rollouts: int
+    ) -> Rollouts:
+        if self.control is None:
+            return engine.rollout_from(start, num_rollouts)
+        return self.control.rollouts(engine, start, problems, num_rollouts, self.seed)
+
+    def _greedy(self, start: ThoughtState, problems: Sequence[Problem]) -> Rollouts:
         """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
-        if self.engine.sampler.prompt_sharing is PromptSharing.ALL:
-            return self.greedy_engine.rollout_from(start, 1)
-        return self.greedy_engine.rollout(questions, 1, self.seed, ids)
+        if self.engine.sampler.prompt_sharing is not PromptSharing.ALL:
+            questions, ids = [one.question for one in problems], [one.problem_id for one in problems]
+            start = self.greedy_engine.start(questions, self.seed, ids)
+        return self._draw(self.greedy_engine, start, problems, 1)
 
     def _scores(self, questions: Sequence[str], rollouts: Rollouts) -> Tensor | None:
         """Step scores (B, N, T), on the CPU."""

@@ -133,5 +133,8 @@ def description(metrics: Metrics) -> dict[str, str]:
     }
     if drawn := evaluated.get("answer_sampler"):
         lines["answers"] = ", ".join(["drawn", *(f"{key} {value:g}" for key, value in drawn.items())])
+    if control := evaluated.get("latent_control"):
+        after = evaluated.get("truncate_after")
+        lines["latents"] = {"zero": "zeros", "shuffle": "of the problem before"}.get(control, f"the first {after}")
     others = {"reward model": evaluated["reward_model"], "written reasoning": evaluated["written"]}
     return lines | {label: other["name"] or "given in Python" for label, other in others.items() if other is not None}
