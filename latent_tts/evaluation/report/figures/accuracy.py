@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.record_table import RecordTable
 from latent_tts.evaluation.report.figures.style import (
     INTERVALS,
     SMALL,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _CLOSE = 1.3  # neighbouring k of a smaller ratio have no room for two labels
 
 
-def accuracy_figure(metrics: Metrics, records: Iterable[Record] | None = None) -> Figure:
+def accuracy_figure(metrics: Metrics, table: RecordTable | None = None) -> Figure:
     """Coverage and every aggregation against k, the greedy answer as a level; for a single rollout a point for each."""
     return _over_k(metrics) if metrics["num_rollouts"] > 1 else _points(metrics)
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.record_table import RecordTable
 from latent_tts.evaluation.report.figures.style import (
     INTERVALS,
     Curve,
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def compute_figure(metrics: Metrics, records: Iterable[Record] | None = None) -> Figure:
+def compute_figure(metrics: Metrics, table: RecordTable | None = None) -> Figure:
     """Accuracy of every strategy against the token steps it takes per problem; what has one budget only is a point."""
     lines = [
         Curve(one.label(), [token_steps(metrics, one.at(k)) for k in cells], list(cells.values()), look(i))

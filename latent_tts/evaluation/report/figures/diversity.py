@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.record_table import RecordTable
 from latent_tts.evaluation.report.figures.style import look, new_axes, title_of
 from latent_tts.evaluation.results import Metrics
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def diversity_figure(metrics: Metrics, records: Iterable[Record] | None = None) -> Figure | None:
+def diversity_figure(metrics: Metrics, table: RecordTable | None = None) -> Figure | None:
     """Diversity at each latent step; None where there is a single rollout."""
     from matplotlib.ticker import MaxNLocator
 

@@ -184,6 +184,11 @@ def legend_beside(axes: Axes, title: str | None = None) -> None:
     )
 
 
+def legend_below(axes: Axes) -> None:
+    """A legend under the axes, a curve a line, for figures of several axes."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=SMALL, frameon=False, handlelength=3.2)
+
+
 def _height(handle: Any) -> float:
     """Where a curve, or a point with its bar, ends."""
     line = handle if hasattr(handle, "get_ydata") else handle.lines[0]

@@ -1,0 +1,147 @@
+"""What figures and diagnoses need of the records, gathered in one pass: a row a problem, and 9 bytes a rollout of scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latent_tts.aggregation import MajorityVoting, WeightedVoting
+from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.summary import record_scores
+
+Floats = NDArray[np.float64]
+
+_VOTING, _WEIGHTED = MajorityVoting(), WeightedVoting(reduction="last")
+
+
+@dataclass(frozen=True)
+class RecordTable:
+    """Columns over the P problems and R rollouts of a run. The score of a rollout is that of its last latent thought."""
+
+    num_rollouts: NDArray[np.int64]  # (P,)
+    num_right: NDArray[np.int64]  # (P,)
+    num_alike: NDArray[np.int64]
+    """(P,) rollouts that are the first one again: same text, same number of latents, same scores."""
+    diversity: Floats
+    """(P,) mean over the steps, NaN where no step has two rollouts."""
+    vote_share: Floats
+    """(P,) share of the rollouts that gave the answer of majority voting; 0 where none has an answer."""
+    vote_right: Floats
+    """(P,) 0 or 1, ties shared."""
+    best_score: Floats
+    """(P,) of the best-scored rollout; NaN without scores."""
+    best_right: Floats  # (P,)
+    weighted_share: Floats
+    """(P,) share of the weight that the answer of weighted voting gathered; NaN without scores."""
+    weighted_right: Floats  # (P,)
+    pairs_won: Floats
+    """(P, T) pairs of a right and a wrong rollout in which the right one scores higher at a step, a tie is half."""
+    pairs: Floats
+    """(P, T) such pairs."""
+    problem: NDArray[np.int32]
+    """(R,) row of a scored rollout's problem."""
+    score: NDArray[np.float32]  # (R,)
+    correct: NDArray[np.bool_]  # (R,)
+
+    @property
+    def num_problems(self) -> int:
+        return len(self.num_rollouts)
+
+    @property
+    def scored(self) -> bool:
+        """Whether a reward model scored the rollouts."""
+        return len(self.score) > 0
+
+
+def table_of(records: Iterable[Record] | RecordTable) -> RecordTable:
+    """The table of records, which are gone through once, one at a time; a table is returned as it is."""
+    if isinstance(records, RecordTable):
+        return records
+    rows = [_row(record) for record in records]
+    steps = max((len(row["pairs"]) for row in rows), default=0)
+    for row in rows:
+        for name in ("pairs_won", "pairs"):
+            row[name] = np.pad(row[name], (0, steps - len(row[name])))
+    per_problem = ("num_rollouts", "num_right", "num_alike")
+    flat = {"score": np.float32, "correct": np.bool_}
+    columns: dict[str, Any] = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in per_problem}
+    columns |= {name: _joined([row[name] for row in rows], dtype) for name, dtype in flat.items()}
+    columns["problem"] = np.repeat(np.arange(len(rows), dtype=np.int32), [len(row["score"]) for row in rows])
+    others = [name for name in (rows[0] if rows else _NO_ROW) if name not in columns]
+    columns |= {name: np.array([row[name] for row in rows], dtype=np.float64) for name in others}
+    return RecordTable(**columns)
+
+
+_NO_ROW = ["diversity", "vote_share", "vote_right", "best_score", "best_right"]
+_NO_ROW += ["weighted_share", "weighted_right", "pairs_won", "pairs"]
+
+
+def _joined(parts: list[Any], dtype: Any) -> Any:
+    return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
+
+
+def _row(record: Record) -> dict[str, Any]:
+    rollouts = record.rollouts
+    answers, correct = [rollout.answer for rollout in rollouts], [rollout.correct for rollout in rollouts]
+    steps = [value for value in record.diversity if value is not None]
+    first = rollouts[0]
+    alike = sum(
+        (one.text, one.num_latents, one.step_scores) == (first.text, first.num_latents, first.step_scores)
+        for one in rollouts
+    )
+    votes = _VOTING.choose(answers).weights or {}
+    return {
+        "num_rollouts": len(rollouts),
+        "num_right": sum(correct),
+        "num_alike": alike,
+        "diversity": sum(steps) / len(steps) if steps else np.nan,
+        "vote_share": max(votes.values(), default=0.0) / len(rollouts),
+        "vote_right": _VOTING.expected_accuracy(answers, correct, None, None, [len(rollouts)])[0],
+        **_of_scores(record, answers, correct),
+    }
+
+
+def _of_scores(record: Record, answers: list[float | None], correct: list[bool]) -> dict[str, Any]:
+    """The columns that need step scores."""
+    scores, mask = record_scores(record)
+    last = np.array([steps[-1] for one in record.rollouts if (steps := one.step_scores)], dtype=np.float32)
+    of_scored = np.array([one.correct for one in record.rollouts if one.step_scores], dtype=bool)
+    if scores is None or mask is None or not len(last):
+        nothing = dict.fromkeys(("best_score", "best_right", "weighted_share", "weighted_right"), np.nan)
+        return nothing | {"pairs_won": np.zeros(0), "pairs": np.zeros(0), "score": last, "correct": of_scored}
+    weights = _WEIGHTED.choose(answers, scores, mask).weights or {}
+    won, pairs = pairs_won(scores.numpy(), np.array(correct), mask.numpy())
+    return {
+        "best_score": last.max(),
+        "best_right": of_scored[last.argmax()],
+        "weighted_share": max(weights.values(), default=0.0),
+        "weighted_right": _WEIGHTED.expected_accuracy(answers, correct, scores, mask, [len(answers)])[0],
+        "pairs_won": won,
+        "pairs": pairs,
+        "score": last,
+        "correct": of_scored,
+    }
+
+
+def pairs_won(scores: Floats, correct: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Pairs of a right and a wrong rollout that the right one wins at each step (a tie is half), and all such pairs.
+
+    Args:
+        scores: (N, T).
+        correct: (N,).
+        mask: (N, T) whether a rollout has the step.
+
+    Returns:
+        (T,) and (T,).
+    """
+    won, pairs = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
+    for t in range(scores.shape[1]):
+        right = scores[mask[:, t] & correct, t]
+        wrong = np.sort(scores[mask[:, t] & ~correct, t])
+        won[t] = (np.searchsorted(wrong, right) + np.searchsorted(wrong, right, side="right")).sum() / 2
+        pairs[t] = len(right) * len(wrong)
+    return won, pairs
