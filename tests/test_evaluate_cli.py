@@ -60,6 +60,10 @@ def native_checkpoint(tiny_backbone, tmp_path_factory) -> Path:
     return folder
 
 
+DRAWN = {"accuracy", "compute", "diversity", "success", "agreement"}
+"""Figures of a run without a reward model."""
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_config_runs_at_debug_size(name, small, native_checkpoint, tmp_path):
     native = "NativeGaussian" in (CONFIGS / name).read_text()
@@ -90,8 +94,8 @@ def test_an_evaluation_leaves_the_documented_files(finished):
     events = {name for name in files if name.startswith("tensorboard/") and "events.out.tfevents." in name}
     assert {name.rpartition("/")[0] for name in events} == {"tensorboard", "tensorboard/live"} and len(events) == 2
     assert files - events == {
-        "config.yaml", "metrics.json", "report.md", "predictions/rank-00000.jsonl", "run.json",
-        "figures/accuracy.png", "figures/compute.png", "figures/diversity.png",
+        "config.yaml", "metrics.json", "report.html", "report.md", "predictions/rank-00000.jsonl", "run.json",
+        *(f"figures/{name}.{kind}" for name in DRAWN for kind in ("png", "svg")),
     }  # fmt: skip
 
 
@@ -158,7 +162,7 @@ def test_tensorboard_has_curves_with_k_as_the_step_and_the_figures(finished):
     ):
         points = {str(event.step): event.value for event in events.Scalars(tag)}
         assert points == pytest.approx(curve, abs=1e-6)
-    assert set(events.Tags()["images"]) == {"accuracy", "compute", "diversity"}
+    assert set(events.Tags()["images"]) == DRAWN
 
 
 def test_curves_over_the_problems_done_are_there_while_a_run_goes_on(small, tmp_path, monkeypatch):
