@@ -28,13 +28,28 @@ def test_intervals_of_shares_hold_the_truth(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("spread", [0.2, 0.5, 2.0])
-def test_intervals_of_means_over_rollouts_hold_the_truth(size, spread):
-    """16 rollouts a problem, whose chance to be right is drawn from a beta distribution: most problems easy or hopeless."""
-    rng = np.random.default_rng([size, int(10 * spread)])
-    for share in SHARES[:-1]:
-        chances = rng.beta(spread * share, spread * (1 - share), (NUM_RUNS // 2, size))
-        assert covered(rng.binomial(16, chances) / 16, share, share_bounds) >= LEAST - 0.006, share
+@pytest.mark.parametrize("spread", [0.05, 0.2, 0.5, 2.0, 10.0])
+@pytest.mark.parametrize("num_rollouts", [4, 64])
+def test_intervals_of_means_over_rollouts_hold_the_truth(size, spread, num_rollouts):
+    """The chance of a problem is drawn from a beta distribution: from most problems easy or hopeless to all alike."""
+    rng = np.random.default_rng([size, int(100 * spread), num_rollouts])
+    for share in (0.005, 0.02, 0.1, 0.5):
+        chances = rng.beta(spread * share, spread * (1 - share), (max(800, NUM_RUNS * 5 // size), size))
+        values = rng.binomial(num_rollouts, chances) / num_rollouts
+        assert covered(values, share, share_bounds) >= LEAST, share
+        assert covered(1 - values, 1 - share, share_bounds) >= LEAST, 1 - share
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.5])
+def test_intervals_hold_the_truth_where_a_rare_problem_is_unlike_all_others(size, level):
+    """Where none of them is drawn, all problems agree."""
+    rng = np.random.default_rng([size, int(10 * level)])
+    for rare in (0.2 / size, 1 / size, 3 / size):
+        values = np.where(rng.random((NUM_RUNS, size)) < rare, 1.0, level)
+        assert covered(values, rare + (1 - rare) * level, share_bounds) >= LEAST, rare
+        gains = np.where(rng.random((NUM_RUNS, size)) < rare, 1.0, level / 10)
+        assert covered(gains, rare + (1 - rare) * level / 10, difference_bounds) >= LEAST, rare
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -77,10 +92,10 @@ def test_ends_are_those_of_the_published_example():
 def test_values_that_vary_less_count_as_more_problems_but_a_few_that_agree_prove_little():
     half = np.array([0.5])
     assert effective_problems(half, half, 100) == 100  # 0 and 1
-    assert effective_problems(half, half**2, 100) == pytest.approx(
-        100 * 120 / 20
-    )  # all 0.5: the prior's variance is left
-    assert effective_problems(half, half**2, 5) == pytest.approx(5 * 25 / 20)
+    assert effective_problems(half, half**2, 100) == pytest.approx(100 * (25 + 3) / 3)  # all 0.5: the prior is left
+    assert effective_problems(half, half**2, 5) == pytest.approx(5 * (1.25 + 3) / 3)
+    few = np.array([0.01])  # one success in 100 problems, in small parts
+    assert effective_problems(few, few**2, 100) == pytest.approx(100 * (0.99 + 3) / 3)
 
 
 def test_the_mean_lies_in_its_interval_and_the_interval_in_the_range():

@@ -6,8 +6,9 @@ bootstrap has width 0 where all problems agree and covers about 83 % of the time
 
     share       the score interval with continuity correction (Newcombe 1998, "Two-sided confidence intervals for the single
                 proportion", method 4) at an effective number of problems: the number of 0/1 values that would vary as little
-                (Korn & Graubard 1998). The variance is taken together with `PRIOR_PROBLEMS` problems of 0/1 values, so that
-                a few problems that happen to agree do not pass for certainty. For 0/1 values it is the plain score interval.
+                (Korn & Graubard 1998). How much less they vary is taken together with `PRIOR_SUCCESSES` of 0/1 values, so that
+                a few that happen to agree do not pass for certainty: by the number of successes, not of problems, since near
+                0 % and 100 % it is the rare problem not drawn that matters. For 0/1 values it is the plain score interval.
     difference  of paired values in [-1, 1]: one pair won and one lost are added (Bonett & Price 2012, "Adjusted Wald
                 confidence interval for a difference of binomial proportions based on paired data"), then normal.
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Z = NormalDist().inv_cdf(0.975)
-PRIOR_PROBLEMS = 20
+PRIOR_SUCCESSES = 3.0
 
 Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -60,15 +61,17 @@ def effective_problems(
     """How many 0/1 values of the same mean would vary as little as the mean of these: (K,), at least P."""
     binary = mean * (1.0 - mean)  # the largest variance that values in [0, 1] of this mean can have
     seen = np.clip(mean_square - mean**2, 0.0, binary)
-    variance = (num_problems * seen + PRIOR_PROBLEMS * binary) / (num_problems + PRIOR_PROBLEMS)
-    return num_problems * np.divide(binary, variance, out=np.ones_like(mean), where=variance > 0)
+    ratio = (num_problems * seen + PRIOR_SUCCESSES) / (num_problems * binary + PRIOR_SUCCESSES)
+    effective: NDArray[np.float64] = num_problems / ratio
+    return effective
 
 
 def _score_bound(mean: NDArray[np.float64], count: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Lower end; the upper one is its mirror image."""
-    root = np.sqrt(np.maximum(Z**2 - 2.0 - 1.0 / count + 4.0 * mean * (count * (1.0 - mean) + 1.0), 0.0))
-    bound = (2.0 * count * mean + Z**2 - 1.0 - Z * root) / (2.0 * (count + Z**2))
-    return np.where(mean <= 0.0, 0.0, np.clip(bound, 0.0, mean))
+    """Lower end, of half a success less for continuity; the upper one is its mirror image."""
+    share = mean - 0.5 / count
+    root = Z * np.sqrt(np.maximum(share * (1.0 - share) / count + (Z / (2.0 * count)) ** 2, 0.0))
+    bound = (share + Z**2 / (2.0 * count) - root) / (1.0 + Z**2 / count)
+    return np.where(share <= 0.0, 0.0, np.clip(bound, 0.0, mean))
 
 
 def difference_bounds(mean: ArrayLike, mean_square: ArrayLike, num_problems: float) -> Bounds:
