@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
+from latent_tts.acceleration.kernels.library import kernels
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic, RolloutDropout
@@ -130,6 +131,40 @@ def test_drawn_answers_equal_recomputing_everything_for_every_token(kind, noise,
         for n in range(2):
             ids = naive_rollout(backbone, noise, question, n, 7, 4, drawing).answer_ids
             assert rollouts.answer_ids[b, n].tolist() == ids + [backbone.pad_token_id] * (4 - len(ids))
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize("vocab_size", [271, 150_000])
+def test_in_a_frozen_model_on_a_cpu_the_probabilities_of_a_row_are_the_same_to_the_bit_in_any_batch(
+    vocab_size, tiny_backbone
+):
+    """A small matrix, and one that the most probable token is found in by screening."""
+    backbone = tiny_backbone("coconut", "llama")
+    backbone.model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    backbone.freeze()
+    hidden, sampler = (
+        torch.randn(70, backbone.hidden_size, generator=torch.Generator().manual_seed(1)),
+        AnswerSampler(0.8),
+    )
+    with torch.inference_mode():
+        together = sampler.log_probs(backbone.steady_logits(hidden))
+        apart = [sampler.log_probs(backbone.steady_logits(hidden[i : i + 1])) for i in range(70)]
+        cut = [sampler.log_probs(backbone.steady_logits(part)) for part in hidden.split(13)]
+        plain = backbone.logits(hidden)
+    assert torch.equal(together, torch.cat(apart)) and torch.equal(together, torch.cat(cut))
+    torch.testing.assert_close(together, sampler.log_probs(plain))
+
+
+@pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_answers_drawn_in_a_frozen_model_on_a_cpu_are_the_same_in_any_batch(kind, tiny_backbone, questions):
+    backbone = tiny_backbone(kind, "llama", hidden_size=64, intermediate_size=96).freeze()
+    engine = RolloutEngine(backbone, AdditiveGaussianNoise(0.5), 12, AnswerSampler(1.3, 0.99))
+    whole = engine.rollout(questions, 6, seed=3)
+    for i, question in enumerate(questions):
+        alone = engine.rollout([question], 4, seed=3)
+        assert torch.equal(alone.latents[0], whole.latents[i, :4])
+        assert torch.equal(alone.answer_ids[0], whole.answer_ids[i, :4])
 
 
 def test_near_zero_temperature_is_the_greedy_answer(tiny_backbone, questions):

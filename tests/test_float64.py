@@ -5,15 +5,20 @@ The meta device stands in for one: an operator that makes a float64 tensor there
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch.fx.experimental import _config as fx_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latent_tts import seeding
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.metrics.diversity import step_diversity
+from latent_tts.reward.model import LatentRewardModel
 from latent_tts.sampling import AdditiveGaussianNoise, AnswerSampler, Deterministic, MonteCarloDropout
+from latent_tts.search import SEARCHES
 from latent_tts.search.particle_filtering import systematic_resampling
 
 SAMPLERS = [
@@ -28,6 +33,8 @@ class NoFloat64(TorchDispatchMode):
     """Refuses float64 tensors on the meta device."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.equal.default and args[0].is_meta:
+            return False  # which has to be told on the host
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor) and tensor.is_meta and tensor.dtype == torch.float64:
@@ -63,6 +70,46 @@ def test_thoughts_and_answers_need_no_float64(kind, sampler, tiny_backbone, ques
         assert ended.hidden is not None
         tokens = engine.decoder.next_tokens(ended.hidden, ended.keys, 0)
     assert tokens.is_meta and state.latents.is_meta and state.latents.dtype == torch.float32
+
+
+@pytest.fixture
+def answers_of_meta(monkeypatch):
+    """Where a value has to leave a device that holds none, zeros stand for it, and yes for an answer: all is finite."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # knows no meta device
+    for name in ("cpu", "tolist", "item", "__bool__", "__int__", "__float__"):
+        own = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, _of_zeros(own, name))
+
+
+def _of_zeros(own, name):
+    def found(tensor, *args, **kwargs):
+        fill = torch.ones if name == "__bool__" else torch.zeros
+        return own(fill(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor, *args, **kwargs)
+
+    return found
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_whole_searches_need_no_float64(name, tiny_backbone, questions, without_float64, answers_of_meta, monkeypatch):
+    """Up to the texts of their answers, which leave the device."""
+    backbone = tiny_backbone("coconut", "llama", num_latents=3)
+    scorer = LatentRewardModel.from_backbone(backbone).eval().requires_grad_(False).to("meta")
+    engine = RolloutEngine(backbone.requires_grad_(False).to("meta"), AdditiveGaussianNoise(0.3), 2)
+
+    class ReachedError(Exception):
+        pass
+
+    def answered(state):
+        tokens, *_ = engine.decoder.decode(state)
+        assert tokens.is_meta and state.step == 3
+        raise ReachedError
+
+    monkeypatch.setattr(engine, "answer", answered)
+    assume = fx_config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
+    with assume, pytest.raises(ReachedError):
+        SEARCHES[name]().search(
+            engine, scorer, questions[:2], 0, ["a", "b"], engine.start(questions[:2], 0, ["a", "b"])
+        )
 
 
 def test_what_searches_and_reports_compute_on_the_device_needs_no_float64(without_float64):

@@ -1,4 +1,4 @@
-"""The most likely token of every row: arg-max of hidden states (R, D) times the output matrix (V, D).
+"""The most likely token of every row, and the scores to draw by: hidden states (R, D) times the output matrix (V, D).
 
 Three ways to the same token, the first wherever the other two are not known to pay:
 
@@ -7,6 +7,8 @@ Three ways to the same token, the first wherever the other two are not known to 
     screened   a large matrix on a CPU with units for bfloat16 matrices: bfloat16 scores rule out every token that cannot be
                the most likely one, and the few that are left are scored in float32. These scores are made transposed, (V, R),
                so that the big matrix is read as it lies and the maximum of a block of tokens is one operation over rows
+
+Where tokens are drawn all scores are needed: packed whatever the size of the matrix, of which that is a copy.
 
 Screening is exact, and finds the arg-max of float32 scores for weights in bfloat16 too. With w', h' rounded to bfloat16, a
 score errs by at most |h'| |w - w'| + |h - h'| |w| (Cauchy-Schwarz), plus D 2^-24 |h'| |w'| for sums in float32; that it is then
@@ -19,7 +21,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from latent_tts.acceleration.kernels import products
 from latent_tts.acceleration.layers import has_bfloat16_units
 
-T = TypeVar("T", bound="Screen | Tensor")
+T = TypeVar("T")
 
 ROWS_AT_A_TIME = 256  # rows scored at a time, which bounds the memory of the scores
 _PANEL = 16  # tokens whose number the kernels take a multiple of
@@ -55,13 +57,27 @@ class Screen:
         return cls(rounded, float(torch.stack(errors).max()), float(torch.stack(norms).max()))
 
 
-class Vocabulary:
-    """Chooses tokens for one model; remembers the copy of its output matrix that it needs for as long as that is unchanged."""
+class _Copy(Generic[T]):
+    """What was made of a matrix, kept for as long as that is unchanged."""
 
     def __init__(self) -> None:
-        self._copy: Screen | Tensor | None = None
+        self._copy: T | None = None
         # The matrix it is of, where that was, and how often it had changed.
         self._copied: tuple[weakref.ref[Tensor], int, int] | None = None
+
+    def of(self, table: Tensor, make: Callable[[], T]) -> T:
+        """What was made of a matrix before, unless it was another one or has changed."""
+        same = self._copied is not None and self._copied[0]() is table and self._copied[1:] == _version(table)
+        if self._copy is None or not same:
+            self._copy, self._copied = make(), (weakref.ref(table), *_version(table))
+        return self._copy
+
+
+class Vocabulary:
+    """Scores and chooses tokens for one model; remembers the copies of its output matrix that it needs."""
+
+    def __init__(self) -> None:
+        self._screen, self._panels = _Copy[Screen](), _Copy[Tensor]()
 
     def __reduce__(self) -> tuple[type[Vocabulary], tuple[()]]:
         return Vocabulary, ()  # a copy of the model has a matrix of its own
@@ -76,6 +92,12 @@ class Vocabulary:
         """
         return torch.cat([self._choose(rows, output, scores) for rows in hidden.split(ROWS_AT_A_TIME)])
 
+    def scores(self, hidden: Tensor, output: nn.Module) -> Tensor:
+        """What the output layer gives: (R, D) to (R, V); packed where it can be, so that no row depends on the others."""
+        found = self._packed(hidden, output.weight) if _is_fixed_matrix(hidden, output) else None  # type: ignore[arg-type]
+        plain: Tensor = output(hidden) if found is None else found
+        return plain
+
     def _choose(self, hidden: Tensor, output: nn.Module, scores: Callable[[Tensor], Tensor]) -> Tensor:
         if not _is_fixed_matrix(hidden, output):
             return scores(hidden).argmax(dim=-1)
@@ -83,22 +105,21 @@ class Vocabulary:
         assert isinstance(table, Tensor)
         if table.numel() >= _MIN_WEIGHTS:
             return self._screened(hidden, table) if has_bfloat16_units() else scores(hidden).argmax(dim=-1)
-        size = -(-len(table) // _PANEL) * _PANEL
-        if not products.suits(hidden, table.shape[1], size):
-            return scores(hidden).argmax(dim=-1)
-        panels = self._of(
-            table, lambda: products.pack(nn.functional.pad(table.detach(), (0, 0, 0, size - len(table))).t())
-        )
-        return products.product(hidden, panels, None, size)[:, : len(table)].argmax(dim=-1)
+        packed = self._packed(hidden, table)
+        return (scores(hidden) if packed is None else packed).argmax(dim=-1)
 
     def _screened(self, hidden: Tensor, table: Tensor) -> Tensor:
-        return screened_argmax(hidden, table, self._of(table, lambda: Screen.of(table.detach())))
+        return screened_argmax(hidden, table, self._screen.of(table, lambda: Screen.of(table.detach())))
 
-    def _of(self, table: Tensor, make: Callable[[], T]) -> T:
-        """What was made of a matrix before, unless it was another one or has changed."""
-        if self._copied is None or self._copied[0]() is not table or self._copied[1:] != _version(table):
-            self._copy, self._copied = make(), (weakref.ref(table), *_version(table))
-        return self._copy  # type: ignore[return-value]
+    def _packed(self, hidden: Tensor, table: Tensor) -> Tensor | None:
+        """Rows (R, D) times a matrix (V, D) by the kernels; None where there are none for it."""
+        size = -(-len(table) // _PANEL) * _PANEL
+        if not products.suits(hidden, table.shape[1], size):
+            return None
+        panels = self._panels.of(
+            table, lambda: products.pack(nn.functional.pad(table.detach(), (0, 0, 0, size - len(table))).t())
+        )
+        return products.product(hidden, panels, None, size)[:, : len(table)]
 
 
 def _is_fixed_matrix(hidden: Tensor, output: nn.Module) -> bool:

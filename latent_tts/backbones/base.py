@@ -234,6 +234,10 @@ class LatentBackbone(Freezable, ABC):
         """Vocabulary scores as the model's own head gives them, scaled and capped: (..., D) to (..., V)."""
         return self._scores(self.model.get_output_embeddings()(hidden))
 
+    def steady_logits(self, hidden: Tensor) -> Tensor:
+        """`logits` of rows, (R, D) to (R, V), of which none depends on the others in a frozen model on a CPU with kernels."""
+        return self._scores(self._vocabulary.scores(hidden, self.model.get_output_embeddings()))
+
     def most_likely(self, hidden: Tensor) -> Tensor:
         """Arg-max token of the vocabulary scores: (R, D) to (R,)."""
         return self._vocabulary.most_likely(hidden, self.model.get_output_embeddings(), self.logits)

@@ -55,7 +55,7 @@ class AnswerDecoder:
         """The tokens (R,) at a place of the answers, after hidden states (R, D): the most probable ones, or drawn."""
         if self.answer_sampler is None:
             return self.backbone.most_likely(hidden)
-        return self.answer_sampler.choose(self.backbone.logits, hidden, keys, place)
+        return self.answer_sampler.choose(self.backbone.steady_logits, hidden, keys, place)
 
     def end_thought(self, state: ThoughtState) -> ThoughtState:
         """Feeds the latest thought, where it is still pending, and the end-of-thought token in one pass."""
