@@ -28,6 +28,8 @@ from latent_tts.errors import UserError
 from tests.conftest import QUESTIONS
 from tests.training import make_data, make_module, make_trainer, write_tiny_model
 
+pytestmark = pytest.mark.slow
+
 KINDS_AND_LAYOUTS = [("coconut", "gpt2"), ("coconut", "llama"), ("codi", "gpt2"), ("colar", "llama"), ("cot", "llama")]
 
 

@@ -95,6 +95,7 @@ def test_majority_voting_of_many_rollouts_agrees_with_simulation(sizes, blanks):
         assert win_probability(sizes[0], list(sizes[1:]), blanks, k) == pytest.approx(simulated, abs=0.03)
 
 
+@pytest.mark.slow
 def test_majority_voting_chances_of_1024_rollouts_sum_to_one():
     sizes = [300, 300, 150, 100, 60] + [2] * 40 + [1] * 34
     for k in (2, 33, 512, 1023, 1024):

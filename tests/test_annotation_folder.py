@@ -307,6 +307,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_settings_of_any_content_are_read_or_refused(data: st.DataObject) -> None:

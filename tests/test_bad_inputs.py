@@ -20,6 +20,8 @@ from commands.guard import main_guard
 from commands.tools import run_tool
 from commands.train import CONFIGS, TrainingCLI
 
+pytestmark = pytest.mark.slow
+
 FIT = ["fit", f"--config={CONFIGS / 'tiny-coconut.yaml'}", "--model.backbone=/nowhere/at/all"]
 EVALUATE = ["--model.backbone=/nowhere/at/all"]
 SHIPPED = [f"--model.backbone={CONFIGS.parents[1] / 'checkpoints' / 'tiny-coconut'}"]

@@ -25,6 +25,8 @@ from benchmarks.common import SIZES, random_coconut
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.sampling import Deterministic
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -76,7 +78,6 @@ def table_of(module: ModuleType, arguments: str, folder: Path, monkeypatch: pyte
     return rows
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arguments", "varied"),
     [
@@ -96,7 +97,6 @@ def test_the_comparisons_write_their_table(module, arguments, varied, tmp_path, 
 FEW = "--templates 48 10 --problems 4"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "arguments", "first_column"),
     [

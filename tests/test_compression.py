@@ -68,6 +68,7 @@ def gradients(backbone, loss):
     return torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1, 3, 7])
 @pytest.mark.parametrize("form", ["mse", "nll", "soft_mse", "mse_nll"])
 def test_losses_and_gradients_equal_feeding_one_embedding_at_a_time(backbone, factor, form):

@@ -13,6 +13,8 @@ from datamodules.rollout_data import RolloutDataModule
 from datamodules.sources.catalogue import HUB_TABLES
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
+pytestmark = pytest.mark.slow
+
 BENCHMARKS = ("gsm8k", "gsm_hard", "multiarith")
 WHOLE = sorted(path for path in CONFIGS.rglob("*.yaml") if path.name not in ("default.yaml", "debug.yaml"))
 

@@ -27,6 +27,7 @@ def test_intervals_of_shares_hold_the_truth(size):
         assert covered(rng.random((NUM_RUNS, size)) < share, share, share_bounds) >= LEAST, share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("spread", [0.05, 0.2, 0.5, 2.0, 10.0])
 @pytest.mark.parametrize("num_rollouts", [4, 64])

@@ -270,6 +270,7 @@ def fresh(monkeypatch, tmp_path):
     library.kernels.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_library_is_built_once_and_left_alone_after(fresh):
     assert library.kernels() is not None
     (built,) = fresh.iterdir()
@@ -279,6 +280,7 @@ def test_the_library_is_built_once_and_left_alone_after(fresh):
     assert [file.stat().st_mtime_ns for file in fresh.iterdir()] == [written]
 
 
+@pytest.mark.slow
 def test_without_a_home_the_library_lies_among_the_temporary_files(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing/can/be/made/here")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))

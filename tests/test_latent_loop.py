@@ -17,6 +17,8 @@ from latent_tts.attention import shared_prefix as cache
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.sampling import AdditiveGaussianNoise, MonteCarloDropout
 
+pytestmark = pytest.mark.slow
+
 SAMPLERS = {
     "agn": AdditiveGaussianNoise(sigma=0.3),
     "dropout-latent": MonteCarloDropout(p=0.2, scope="latent"),

@@ -37,6 +37,8 @@ from lightning_modules.latent_rm_module import DEFAULT_OPTIMIZATION, LatentRMMod
 from tests.test_reward import tiny_backbone
 from tests.training import with_optimization
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 N, T, D, PROBLEMS = 4, 6, 32, 120
 RISE_AND_FALL: dict[str, Any] = {"lr": 3e-3, "warmup_share": 0.1, "schedule": "cosine"}

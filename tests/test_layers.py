@@ -199,6 +199,7 @@ LEAVE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leave", LEAVE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["gpt2", "llama"])

@@ -151,6 +151,7 @@ def without_floats(record: Record) -> Record:
     return replace(record, diversity=(), rollouts=tuple(replace(one, step_scores=None) for one in record.rollouts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_rows", [12, 4, 3, 1])
 def test_records_are_the_same_where_memory_is_short(most_rows, backbone, problems, little_memory, tmp_path):
     """Batches of 8 problems with 4 rollouts: 12 rows are 3 problems, 3 rows are a part of one problem."""
@@ -181,6 +182,7 @@ def test_a_problem_that_does_not_fit_is_one_sentence(backbone, problems, little_
         module.predict_step(problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_rows", [20, 9, 5])
 def test_annotations_are_the_same_where_memory_is_short(most_rows, backbone, problems, little_memory):
     """4 rollouts and 5 continuations: 20 rows are 5 problems or 4 prefixes, 5 rows one problem or one prefix."""

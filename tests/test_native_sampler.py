@@ -12,6 +12,8 @@ from latent_tts.sampling import AdditiveGaussianNoise, NativeGaussian
 from latent_tts.search import BeamSearch, ParticleFiltering
 from tests.naive import naive_rollout
 
+pytestmark = pytest.mark.slow
+
 SEED = 7
 
 

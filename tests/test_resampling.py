@@ -261,6 +261,7 @@ def test_a_source_without_templates_says_why(tmp_path):
         ReasoningStepsDataModule(train=f"resampled:{source}", val=None).setup("fit")
 
 
+@pytest.mark.slow
 def test_the_report_tells_survivors_reasons_and_examples(tmp_path):
     source = write(tmp_path / "train.jsonl", [*GOOD, CAKE])
     command = [sys.executable, "-m", "commands.resampling_report", "--source", source, "--show", "2"]

@@ -75,6 +75,7 @@ def test_batch_size_and_order_change_nothing(kind, sampler, tiny_backbone, quest
     assert backwards.texts == whole.texts[::-1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sampler", [SAMPLERS[name] for name in TO_THE_BIT], ids=TO_THE_BIT)

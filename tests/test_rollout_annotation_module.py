@@ -21,6 +21,8 @@ from latent_tts.errors import UserError
 from latent_tts.sampling import AdditiveGaussianNoise
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

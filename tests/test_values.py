@@ -87,6 +87,7 @@ def naive_continuation(backbone, sampler, question, prefix, n, m, seed, max_answ
     return backbone.tokenizer.decode(answer, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["own", "estimate"])
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 @pytest.mark.parametrize("kind", ["coconut", "colar"])
@@ -129,6 +130,7 @@ def test_the_rollouts_are_those_of_the_engine(sampler, make_backbone, questions)
     torch.testing.assert_close(found.latents, expected.latents, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 @pytest.mark.parametrize("kind", ["coconut", "colar"])
 def test_values_do_not_depend_on_batch_order_or_chunks(kind, sampler, make_backbone, questions):
