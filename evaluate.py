@@ -1,7 +1,7 @@
 """Evaluates parallel test-time scaling of a latent reasoning model: `python evaluate.py --help`.
 
 `python evaluate.py annotate` makes the data that a latent reward model is trained on; `python evaluate.py report RUN` makes the
-report of a run from its records.
+report of a run from its records, `python evaluate.py inspect RUN PROBLEM` shows one of its problems.
 """
 
 import sys
@@ -19,6 +19,11 @@ def main() -> None:
         from commands.report import main as report
 
         report(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["inspect"]:
+        from commands.inspect import main as inspect
+
+        inspect(sys.argv[2:])
         return
     from commands.evaluate import EvaluationCLI
 

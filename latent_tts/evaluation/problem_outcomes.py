@@ -10,7 +10,7 @@ from latent_tts.answers import AnswerRule, answer_key, answers_equal
 from latent_tts.evaluation.records import AnswerRecord, Record
 from latent_tts.evaluation.results import Metrics, answers, curves, searches
 from latent_tts.evaluation.strategies import GREEDY, WRITTEN, Strategy, of_aggregation
-from latent_tts.evaluation.summary import BASELINE
+from latent_tts.evaluation.summary import BASELINE, EvaluationMetrics
 
 
 @dataclass(frozen=True)
@@ -109,3 +109,9 @@ def chosen_by(metrics: Metrics) -> list[Strategy]:
     top = metrics["num_rollouts"]
     aggregations = [one.at(top) for one in curves(metrics) if one.kind == "aggregation"]
     return [*answers(metrics), *aggregations, *searches(metrics)]
+
+
+def counted_by(metrics: EvaluationMetrics) -> list[Strategy]:
+    """The same of metrics that need not have counted anything."""
+    finals = [of_aggregation(part, metrics.num_rollouts) for part in metrics.aggregations]
+    return [*metrics.answers, *finals, *metrics.searches]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Protocol
 
 from latent_tts.evaluation.results import Metrics
 
@@ -25,6 +25,26 @@ HOW_TO_READ = {
     "invalid answers": "texts without a number. They are wrong and never vote; above 5 % look at the texts first.",
 }
 """Word -> what a reader has to know of it."""
+
+
+class Finding(Protocol):
+    """What a run shows of a known failure of the method."""
+
+    @property
+    def name(self) -> str:
+        """In a word or two."""
+
+    @property
+    def sentence(self) -> str:
+        """What the data show, with numbers."""
+
+    @property
+    def figure(self) -> str | None:
+        """The name of the figure that shows it."""
+
+    @property
+    def advice(self) -> str:
+        """What to try."""
 
 
 def title(metrics: Metrics) -> str:

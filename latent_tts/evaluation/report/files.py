@@ -42,7 +42,7 @@ def write_report(
     saved = save_figures(drawn, output / "figures")
     write_whole(output / "report.md", markdown(metrics, saved, run))
     inside = {name: to_embed(output / path) for name, path in saved.items()}
-    write_whole(output / "report.html", html_parts(metrics, records, inside, run))
+    write_whole(output / "report.html", html_parts(metrics, records, inside, run=run))
     write_tensorboard(metrics, drawn, output / "tensorboard")
 
 

@@ -1,8 +1,9 @@
 "use strict";
-// What the page shows stands in its address: #problem=ID&filter=missed&search=eggs&sort=results.1.desc&theme=dark
-// An address without "=" is the name of a section, and none of this file's business.
+// What the page shows stands in its address: #problem=ID&filter=missed&search=eggs&sort=strategies.1.desc&theme=dark
+// An address without "=" is the name of a section: what was shown before stays.
 
 const address = {
+  last: "",
   get(name) {
     return new URLSearchParams(this.text()).get(name) ?? "";
   },
@@ -16,7 +17,8 @@ const address = {
     window.dispatchEvent(new Event("hashchange"));
   },
   text() {
-    return location.hash.includes("=") ? location.hash.slice(1) : "";
+    if (location.hash === "" || location.hash.includes("=")) this.last = location.hash.slice(1);
+    return this.last;
   },
 };
 

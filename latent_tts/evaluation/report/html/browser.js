@@ -58,9 +58,9 @@ class Browser {
   }
 
   listRow(row, place) {
-    const share = make("meter", { min: 0, max: this.index.num_rollouts, value: row.right, class: "good" });
+    const share = make("meter", { min: 0, max: row.count, value: row.right, class: "good" });
     const signs = make("span", { class: "signs", title: "greedy, voting, rollouts right" },
-      "greedy ", mark(row.greedy), " voting ", mark(row.voting), " ", share, ` ${row.right}/${this.index.num_rollouts}`);
+      "greedy ", mark(row.greedy), " voting ", mark(row.voting), " ", share, ` ${row.right}/${row.count}`);
     const current = place === this.current ? "true" : null;
     const item = make("li", { "aria-current": current }, make("span", { class: "asked" }, `${row.number}. ${row.question}`), signs);
     item.addEventListener("click", () => this.choose(place));

@@ -17,7 +17,7 @@ from latent_tts.evaluation.report.html import sections
 from latent_tts.evaluation.report.html.markup import Markup, element, joined
 from latent_tts.evaluation.report.html.payload import BYTE_LIMIT, Payload
 from latent_tts.evaluation.results import Metrics
-from latent_tts.evaluation.wording import title
+from latent_tts.evaluation.wording import Finding, title
 
 _SCRIPTS = ("address.js", "tables.js", "payload.js", "problem.js", "browser.js")
 
@@ -26,6 +26,7 @@ def html_parts(
     metrics: Metrics,
     records: Iterable[Record] | None = None,
     figures: Mapping[str, bytes] | None = None,
+    diagnoses: Iterable[Finding] = (),
     run: Mapping[str, Any] | None = None,
     byte_limit: int = BYTE_LIMIT,
 ) -> Iterator[str]:
@@ -35,11 +36,13 @@ def html_parts(
         metrics: The content of metrics.json.
         records: What it was made from, chosen from by the aggregations of the metrics; None leaves the browser over problems out.
         figures: Name -> the content of an SVG or PNG file.
+        diagnoses: What the run shows of known failures of the method.
         run: The content of run.json.
         byte_limit: Of the compressed problems; beyond it the page holds a sample and says so.
     """
     body = {
         "Summary": sections.summary(metrics),
+        "Diagnoses": sections.diagnoses(diagnoses),
         "Results": sections.results(metrics),
         "Figures": sections.figures(figures or {}),
         "Problems": Markup("") if records is None else sections.browser(),
@@ -79,7 +82,7 @@ def payload_scripts(metrics: Metrics, records: Iterable[Record], byte_limit: int
     payload.close()
     for number, page in enumerate(payload.pages()):
         yield _data(f"page-{number}", page)
-    described = {"strategies": [one.label() for one in strategies], "num_rollouts": metrics["num_rollouts"]}
+    described = {"strategies": [one.label() for one in strategies]}
     yield _data("index", payload.index(described))
 
 

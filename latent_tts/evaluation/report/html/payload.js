@@ -22,8 +22,8 @@ function page(number) {
 // The rows of the index as objects; `lower` is what is searched.
 async function readIndex() {
   const index = await unpacked("index");
-  index.problems = index.problems.map(([number, id, question, gold, mask, right, greedy, voting, page, place]) => ({
-    number, id, question, gold, mask, right, greedy, voting, page, place,
+  index.problems = index.problems.map(([number, id, question, gold, mask, right, count, greedy, voting, page, place]) => ({
+    number, id, question, gold, mask, right, count, greedy, voting, page, place,
     lower: `${id}\n${question}`.toLowerCase(),
   }));
   return index;

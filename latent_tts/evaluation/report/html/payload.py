@@ -135,7 +135,8 @@ def index_row(number: int, outcome: ProblemOutcome, filters: Iterable[str]) -> l
     record, names = outcome.record, list(FILTERS)
     mask = sum(1 << names.index(name) for name in filters)
     right = [int(record.greedy.correct), int(outcome.voting.correct)]
-    return [number, record.problem_id, record.question, _short(record.gold), mask, outcome.num_right, *right]
+    counts = [outcome.num_right, len(record.rollouts)]
+    return [number, record.problem_id, record.question, _short(record.gold), mask, *counts, *right]
 
 
 def entry(outcome: ProblemOutcome) -> dict[str, Any]:

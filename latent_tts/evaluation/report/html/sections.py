@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from latent_tts.evaluation.problem_outcomes import FILTERS
+from latent_tts.evaluation.report.figures import CAPTIONS
 from latent_tts.evaluation.report.html.markup import Markup, element, joined
 from latent_tts.evaluation.report.html.tables import curves_table, results_table
 from latent_tts.evaluation.results import Metrics, StrategyResult, description
 from latent_tts.evaluation.results import results as results_of
-from latent_tts.evaluation.wording import FULL_BUDGET, HOW_TO_READ, OVER_K, facts
+from latent_tts.evaluation.wording import FULL_BUDGET, HOW_TO_READ, OVER_K, Finding, facts
 from latent_tts.evaluation.wording import how_made as how_made_of
 
 
@@ -49,6 +50,17 @@ def definitions(lines: Mapping[str, str]) -> Markup:
     return element("dl", *pairs) if pairs else Markup("")
 
 
+def diagnoses(found: Iterable[Finding]) -> Markup:
+    """Each with what to try; empty where there is none."""
+    return joined([_diagnosis(one) for one in found])
+
+
+def _diagnosis(one: Finding) -> Markup:
+    figure = element("p", element("a", "figure", href=f"#figure-{one.figure}")) if one.figure else ""
+    said = [element("h3", one.name), element("p", one.sentence), element("p", element("b", "To try: "), one.advice)]
+    return element("article", *said, figure, class_="diagnosis")
+
+
 def results(metrics: Metrics) -> Markup:
     """The two tables, each below what its columns are."""
     return joined(
@@ -63,13 +75,14 @@ def results(metrics: Metrics) -> Markup:
     )
 
 
-def figures(drawn: Mapping[str, bytes]) -> Markup:
-    """The figures, each inside the page."""
-    shown = [
-        element("figure", image(content, name), element("figcaption", name.replace("_", " ")))
-        for name, content in drawn.items()
-    ]
+def figures(drawn: Mapping[str, bytes], captions: Mapping[str, str] = CAPTIONS) -> Markup:
+    """The figures, each inside the page, above what it shows."""
+    shown = [_figure(content, name, captions.get(name, name)) for name, content in drawn.items()]
     return element("div", *shown, class_="figures") if shown else Markup("")
+
+
+def _figure(content: bytes, name: str, caption: str) -> Markup:
+    return element("figure", image(content, caption), element("figcaption", caption), id=f"figure-{name}")
 
 
 def image(content: bytes, name: str) -> Markup:

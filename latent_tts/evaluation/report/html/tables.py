@@ -20,7 +20,9 @@ def results_table(metrics: Metrics) -> Markup:
     scale = _Scale([row.accuracy for row in rows])
     voting = next((row.accuracy.value for row in rows if row.strategy.name == MajorityVoting.family), None)
     header = ["strategy", "accuracy %", "95 % interval", scale.label, "minus voting", "head-room", "token steps"]
-    return table("results", header, [_result(row, scale, voting) for row in rows], "Every strategy at its full budget")
+    return table(
+        "strategies", header, [_result(row, scale, voting) for row in rows], "Every strategy at its full budget"
+    )
 
 
 def _result(row: StrategyResult, scale: _Scale, voting: float | None) -> list[Markup]:
