@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from latent_tts.errors import UserError
+from latent_tts.evaluation.whole_files import whole_folder
 from lightning_modules.training_module import TrainingModule, read_checkpoint
 
 StorageType = Literal["float32", "bfloat16"]
@@ -53,7 +54,8 @@ class ExportModel(Callback):
         best = best_checkpoint(trainer) if self.options.weights == "best" else None
         if best is not None:
             pl_module.load_state_dict(read_checkpoint(best)["state_dict"], strict=True)
-        pl_module.export(self.folder, self.options.dtype, self.options.adapters_only)
+        with whole_folder(self.folder) as aside:
+            pl_module.export(aside, self.options.dtype, self.options.adapters_only)
         rank_zero_info(f"wrote {self.folder} from {best or 'the last weights'}")
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.termination import StopOnSignal, without_lightnings_signals
 from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
 from commands.explain import BadOptionError, OneSentenceParser, explain
@@ -138,6 +139,7 @@ class CommandLine(LightningCLI):
         stop = [] if any(isinstance(callback, StopOnSignal) for callback in given) else [StopOnSignal()]
         trainer = made(lambda: super(CommandLine, self)._instantiate_trainer(config, [*stop, *callbacks]))
         without_lightnings_signals(trainer)
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
         check_processes(trainer)
         watch_ranks(trainer)
         return trainer

@@ -14,6 +14,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from callbacks.folder_lock import OneRunAtATime
 from callbacks.live_metrics import LiveMetrics
 from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import ProblemProgress
@@ -88,7 +89,13 @@ class EvaluationCLI(CommandLine):
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
         report = ScalingReport(self.output, self.data_options())
-        callbacks = [writer, LiveMetrics(self.output), *bar, report]  # in the order of their work
+        callbacks = [
+            OneRunAtATime(self.output),
+            writer,
+            LiveMetrics(self.output),
+            *bar,
+            report,
+        ]  # in the order of their work
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
 
     def run(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from callbacks.signals import STOP, requeue_signals
 from latent_tts.errors import RankDied, StoppedBySignal, UserError
+from latent_tts.evaluation.whole_files import no_room
 
 _LOOK_EVERY = 0.5  # seconds
 _RANK_ZERO_SECONDS = 3.0  # that another rank waits before it reports an error that rank 0 does not have
@@ -39,10 +40,13 @@ def main_guard(run: Callable[[], object]) -> int:
         report_error(stopped.sentence)
         request_requeue(stopped.signum)
         return int(str(stopped.code))
-    except Exception:
+    except Exception as error:
         if STARTER.has_died():  # whatever went wrong, the cause is that a rank is missing
             return RankDied.exit_code
-        raise
+        if (why := no_room(error)) is None:
+            raise
+        report_error(f"cannot go on ({why}): make room or mend that, and the same command goes on", everywhere=True)
+        return UserError.exit_code
     return 0
 
 

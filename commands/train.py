@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from callbacks.export import Export, ExportModel
+from callbacks.folder_lock import OneRunAtATime
 from callbacks.termination import StopOnSignal
 from callbacks.training_folder import KeepLast, KeepRun, has_ended
 from commands.base import CommandLine
@@ -157,7 +158,8 @@ class TrainingCLI(CommandLine):
         )
         export = ExportModel(folder.model, self._get(self.config_init, "export"))
         last = KeepLast(folder.last, options["checkpoint_minutes"])
-        return [StopOnSignal(folder.last), *monitor, *self._diagnostics(), best, last, export, self.keeper]
+        lock = OneRunAtATime(folder.folder)
+        return [StopOnSignal(folder.last), lock, *monitor, *self._diagnostics(), best, last, export, self.keeper]
 
     def _diagnostics(self) -> list[Callback]:
         """What only some trainings show; imported where it is needed, as every import delays `--help`."""

@@ -55,7 +55,7 @@ def test_a_training_fills_its_folder_and_nothing_outside_of_it(own, monkeypatch,
     made = set(contents(own)) - set(before) - {"tiny-cot.overlay.yaml"}
     assert {name.split("/")[0] for name in made} == {"run"}
     inside = {name.split("/")[1] for name in made}
-    assert inside == {"config.yaml", "run.json", "checkpoints", "model", "tensorboard"}
+    assert inside == {".lock", "config.yaml", "run.json", "checkpoints", "model", "tensorboard"}
     assert {"run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt"} <= made
     printed = capsys.readouterr().out
     assert f"checkpoint {own}/run/checkpoints/last.ckpt, model {own}/run/model; next: python evaluate.py" in printed

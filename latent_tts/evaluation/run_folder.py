@@ -25,6 +25,7 @@ from latent_tts.evaluation.prediction_files import (
     rewrite_records,
 )
 from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.whole_files import put_in_place
 
 Settings = dict[str, Any]
 """Flat: `model.num_rollouts` -> 16. Two runs may share a folder only when all of it agrees."""
@@ -135,11 +136,9 @@ def write_whole(path: Path, content: str | bytes | Iterable[str], rank: int = 0)
         rank: Of this process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{rank}")
-    with aside.open("wb") as file:
+    with put_in_place(path, rank) as aside, aside.open("wb") as file:
         for part in [content] if isinstance(content, (str, bytes)) else content:
             file.write(part.encode() if isinstance(part, str) else part)
-    os.replace(aside, path)
 
 
 # Resuming -----------------------------------------------------------------------------------------------------------

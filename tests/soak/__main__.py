@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import tests.soak
+from tests.soak.full_disk import FullDisk
 from tests.soak.kills import SIGNALS, Soak
 
 
@@ -17,7 +18,7 @@ def main() -> int:
         description=tests.soak.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["kills"])
+    parser.add_argument("what", choices=["kills", "disk"])
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=60.0, help="No round begins after them.")
     parser.add_argument("--only", nargs="+", default=["evaluation", "annotation", "reward", "backbone"])
@@ -28,6 +29,9 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
+        if given.what == "disk":
+            print(faults := FullDisk(folder).run(given.only))
+            return 1 if faults else 0
         tally = Soak(folder, given.seed, given.only, given.processes, given.signals).run(given.kills, given.minutes)
     print(tally.summary())
     return 0 if tally.is_clean else 1

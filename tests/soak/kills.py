@@ -90,7 +90,7 @@ class Soak:
 
     def round(self, workload: Workload, processes: int, number: int, kills: int) -> None:
         """One folder: so many kills, then to its end."""
-        content, before, during = self._undisturbed(workload, processes)
+        content, before, during = self.undisturbed(workload, processes)
         name = f"{workload.name}-{processes}-round{number}"
         output, log, now = self.folder / name, self.folder / f"{name}.log", processes
         for kill in range(kills):
@@ -98,7 +98,7 @@ class Soak:
             if code == 0:  # it was through before the signal came
                 break
             now = self.rng.choice((1, 2, 3)) if workload.any_processes else processes
-        faults, code = len(self.tally.lost), self._finish(workload.command(output, now), log)
+        faults, code = len(self.tally.lost), self.finish(workload.command(output, now), log)
         if code != 0:
             self.tally.lost.append(f"{name}: the same command ended with {code}, see {log}")
         elif (found := workload.content(output)) != content:
@@ -107,12 +107,12 @@ class Soak:
         if len(self.tally.lost) == faults:
             shutil.rmtree(output)
 
-    def _undisturbed(self, workload: Workload, processes: int) -> tuple[Any, float, float]:
+    def undisturbed(self, workload: Workload, processes: int) -> tuple[Any, float, float]:
         """Content, seconds until it writes, and seconds from there to the end."""
         key = (workload.name, 1 if workload.any_processes else processes)
         if key not in self._whole:
             if workload.name == "reward" and not (self.annotations / "index.json").exists():
-                assert self._finish(annotation_for_training(self.annotations), self.folder / "annotations.log") == 0
+                assert self.finish(annotation_for_training(self.annotations), self.folder / "annotations.log") == 0
             output, log = self.folder / f"{key[0]}-{key[1]}-whole", self.folder / f"{key[0]}-{key[1]}-whole.log"
             command = Command(workload.command(output, key[1]), log)
             command.wait_until(output.exists, _RUN_WITHIN)
@@ -172,7 +172,7 @@ class Soak:
             tally.defects.append(f"{what}, with a traceback")
         print(f"{tally.kills:3d} {what} after {seconds:.1f} s", flush=True)
 
-    def _finish(self, words: list[str], log: Path) -> int | None:
+    def finish(self, words: list[str], log: Path) -> int | None:
         return Command(words, log).end(_RUN_WITHIN)[0]
 
 
