@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from latent_tts.evaluation.record_table import RecordTable, table_of
+from latent_tts.evaluation.record_table import RecordTable, last_ranking, ranking, table_of
 from latent_tts.evaluation.report.figures import FIGURES, figures
 from latent_tts.evaluation.report.figures.agreement import area, risk_curve
-from latent_tts.evaluation.report.figures.reliability import calibration_error, ranking, score_bins
+from latent_tts.evaluation.report.figures.reliability import calibration_error, score_bins
 from latent_tts.evaluation.report.figures.success import rank_correlation, success_bins
 from latent_tts.metrics.ratios import ratio_interval
 from tests.geometry import faults
@@ -95,6 +95,17 @@ def test_pairs_are_those_of_a_loop_over_all_pairs(records, table):
                         pairs[t] += 1
     assert [ranking(table, t).mean for t in range(3)] == pytest.approx(list(won / pairs))
     assert ranking(table).mean == pytest.approx(won.sum() / pairs.sum())
+
+
+def test_the_last_scores_are_ranked_whatever_the_lengths(records, table):
+    pairs = [
+        (a.step_scores[-1], b.step_scores[-1])
+        for record in records
+        for a in record.rollouts
+        for b in record.rollouts
+        if a.correct and not b.correct
+    ]
+    assert last_ranking(table).mean == pytest.approx(np.mean([a > b for a, b in pairs]))
 
 
 def test_bins_of_scores_are_those_of_a_loop(records, table):

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from latent_tts.aggregation import MajorityVoting, WeightedVoting
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.summary import record_scores
+from latent_tts.metrics.intervals import Interval
+from latent_tts.metrics.ratios import ratio_interval
 
 Floats = NDArray[np.float64]
 
@@ -145,3 +147,19 @@ def pairs_won(scores: Floats, correct: NDArray[np.bool_], mask: NDArray[np.bool_
         won[t] = (np.searchsorted(wrong, right) + np.searchsorted(wrong, right, side="right")).sum() / 2
         pairs[t] = len(right) * len(wrong)
     return won, pairs
+
+
+def ranking(table: RecordTable, step: int | None = None) -> Interval:
+    """P(a right rollout of a problem scores above a wrong one), over all pairs of a step, or of all steps; NaN without pairs."""
+    chosen = slice(None) if step is None else slice(step, step + 1)
+    return ratio_interval(table.pairs_won[:, chosen].sum(1), table.pairs[:, chosen].sum(1))
+
+
+def last_ranking(table: RecordTable) -> Interval:
+    """The same for the scores of the last latent thoughts, whatever the lengths."""
+    ends = np.cumsum(np.bincount(table.problem, minlength=table.num_problems))
+    won, pairs = np.zeros(table.num_problems), np.zeros(table.num_problems)
+    for i, (first, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        scores = table.score[first:end, None].astype(np.float64)
+        (won[i],), (pairs[i],) = pairs_won(scores, table.correct[first:end], np.ones_like(scores, dtype=bool))
+    return ratio_interval(won, pairs)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latent_tts.evaluation.record_table import RecordTable
+from latent_tts.evaluation.record_table import RecordTable, ranking
 from latent_tts.evaluation.report.figures.style import (
     SMALL,
     draw_bar,
@@ -59,12 +59,6 @@ def calibration_error(bins: list[ScoreBin]) -> float:
     """Mean over rollouts of |mean sigmoid(score) - share right| of their bin (Guo et al. 2017, arXiv 1706.04599)."""
     total = sum(one.count for one in bins)
     return sum(one.count * abs(one.probability - one.right.mean) for one in bins) / total
-
-
-def ranking(table: RecordTable, step: int | None = None) -> Interval:
-    """P(a right rollout of a problem scores above a wrong one), over all pairs of a step, or of all steps; NaN without pairs."""
-    chosen = slice(None) if step is None else slice(step, step + 1)
-    return ratio_interval(table.pairs_won[:, chosen].sum(1), table.pairs[:, chosen].sum(1))
 
 
 def reliability_figure(metrics: Metrics, table: RecordTable | None = None) -> Figure | None:
