@@ -8,7 +8,7 @@ import json
 import re
 import zlib
 from configparser import ConfigParser
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 
 from latent_tts.aggregation import BestOfN, MajorityVoting
+from latent_tts.evaluation import report
+from latent_tts.evaluation.comparison import ComparedRun, Comparison
 from latent_tts.evaluation.problem_outcomes import FILTERS, ProblemOutcome, chosen_by
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.report.html import html_parts
+from latent_tts.evaluation.report.html import comparison_html, html_parts
 from latent_tts.evaluation.report.html.markup import element
 from latent_tts.evaluation.report.html.payload import Payload
 from latent_tts.evaluation.summary import choose
+from latent_tts.metrics.intervals import Interval
 from tests.records import SEARCH, make_record
 from tests.test_report import EVALUATED, make_metrics
 
@@ -52,6 +55,7 @@ class Blocks(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.places: list[int] = []  # of the tag before each text
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.feed(text)
 
@@ -62,6 +66,7 @@ class Blocks(HTMLParser):
         if self.tags and self.tags[-1][0] == "script":
             self.scripts.append((self.tags[-1][1], data))
         self.texts.append(data)
+        self.places.append(len(self.tags) - 1)
 
     def handle_endtag(self, tag):
         self.tags.append((f"/{tag}", {}))
@@ -194,3 +199,45 @@ def test_every_file_of_the_page_is_shipped():
     patterns = setup["options.package_data"]["latent_tts.evaluation.report.html"].split()
     shipped = {path for pattern in patterns for path in SOURCES.glob(pattern)}
     assert {path for path in SOURCES.iterdir() if path.is_file() and path.suffix != ".py"} == shipped
+
+
+@dataclass(frozen=True)
+class Found:
+    name: str = "coverage is flat <early>"
+    sentence: str = "From 4 to 16 rollouts it gains 0.1 points."
+    figure: str | None = "accuracy"
+    advice: str = "Raise `--model.sampler.sigma`."
+
+
+def test_diagnoses_stand_in_both_reports_with_what_to_try(metrics):
+    page = page_of(metrics, None, diagnoses=[Found()], figures={"accuracy": b"<svg/>"})
+    said = " ".join(page.texts)
+    assert "coverage is flat <early>" in said and "From 4 to 16 rollouts" in said and "To try: Raise" in said
+    assert "--model.sampler.sigma" in page.texts and ("a", {"href": "#figure-accuracy"}) in page.tags
+    assert ("figure", {"id": "figure-accuracy"}) in page.tags
+    text = report.markdown(metrics, {}, diagnoses=[Found()])
+    assert "- **coverage is flat <early>**: From 4 to 16 rollouts it gains 0.1 points. To try: Raise `--model" in text
+    assert "Diagnoses" not in report.markdown(metrics, {}) and "Diagnoses" not in "".join(html_parts(metrics))
+
+
+def test_several_runs_are_one_table_with_their_differences(metrics):
+    """The difference of voting is that of the comparison, bold as its interval leaves 0 out; coverage's is not."""
+    voting, coverage = "majority_voting", "coverage"
+    differences = {voting: Interval(0.1, 0.05, 0.15), coverage: Interval(-0.02, -0.04, 0.01)}
+    base = ComparedRun("a", Path("runs/a"), "sigma=0.3", metrics, {}, {})
+    other = ComparedRun("b", Path("runs/b"), HOSTILE, metrics, {}, differences)
+    page = Blocks(
+        comparison_html(Comparison((base, other), 0, 8), {"curves": b"<svg/>"}, ["8 problems"], {"curves": "why"})
+    )
+    assert page.texts.count(HOSTILE) == 1 + len(
+        report.results(metrics)
+    )  # in the list of runs, and in a row for each strategy
+    assert page.texts.count("+10.0") == 1 and page.tags[before(page, "+10.0")][0] == "b"
+    assert page.texts.count("-2.0") == 1 and page.tags[before(page, "-2.0")][0] == "span"
+    assert {"2 runs on 8 problems", "8 problems", "why"} <= set(page.texts)
+    assert {attributes.get("id") for tag, attributes in page.tags if tag == "table"} == {"comparison"}
+
+
+def before(page: Blocks, text: str) -> int:
+    """The place of the tag that holds a text."""
+    return page.places[page.texts.index(text)]

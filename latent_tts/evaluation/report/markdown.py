@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from latent_tts.evaluation.report.tables import curve_rows, result_rows
 from latent_tts.evaluation.results import Metrics, description
-from latent_tts.evaluation.wording import FULL_BUDGET, HOW_TO_READ, OVER_K, facts, how_made, title
+from latent_tts.evaluation.wording import FULL_BUDGET, HOW_TO_READ, OVER_K, Finding, facts, how_made, title
 
 
-def markdown(metrics: Metrics, figures: Mapping[str, str], run: Mapping[str, Any] | None = None) -> str:
+def markdown(
+    metrics: Metrics,
+    figures: Mapping[str, str],
+    run: Mapping[str, Any] | None = None,
+    diagnoses: Iterable[Finding] = (),
+) -> str:
     """The text of report.md.
 
     Args:
         metrics: The content of metrics.json.
         figures: Name -> path of the figure relative to the report.
         run: The content of run.json.
+        diagnoses: What the run shows of known failures of the method.
     """
     pictures = [f"![{name}]({path})" for name, path in figures.items()]
     made = how_made(run)
@@ -24,6 +30,7 @@ def markdown(metrics: Metrics, figures: Mapping[str, str], run: Mapping[str, Any
         f"# {title(metrics)}",
         "\n".join(f"- {key}: {value}" for key, value in description(metrics).items()),
         "\n".join(f"- {line}" for line in facts(metrics)),
+        *_diagnoses(diagnoses),
         "## Every strategy at its full budget",
         FULL_BUDGET,
         _table(*result_rows(metrics, " (")),
@@ -37,6 +44,11 @@ def markdown(metrics: Metrics, figures: Mapping[str, str], run: Mapping[str, Any
         *(["## How it was made", _code(made.pop("command", "")), _list(made)] if made else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _diagnoses(found: Iterable[Finding]) -> list[str]:
+    lines = [f"- **{one.name}**: {one.sentence} To try: {one.advice}" for one in found]
+    return ["## Diagnoses", "\n".join(lines)] if lines else []
 
 
 def _list(lines: Mapping[str, str]) -> str:

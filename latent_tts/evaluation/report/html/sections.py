@@ -57,7 +57,7 @@ def diagnoses(found: Iterable[Finding]) -> Markup:
 
 def _diagnosis(one: Finding) -> Markup:
     figure = element("p", element("a", "figure", href=f"#figure-{one.figure}")) if one.figure else ""
-    said = [element("h3", one.name), element("p", one.sentence), element("p", element("b", "To try: "), one.advice)]
+    said = [element("h3", one.name), prose(one.sentence), prose(f"To try: {one.advice}")]
     return element("article", *said, figure, class_="diagnosis")
 
 
@@ -75,7 +75,7 @@ def results(metrics: Metrics) -> Markup:
     )
 
 
-def figures(drawn: Mapping[str, bytes], captions: Mapping[str, str] = CAPTIONS) -> Markup:
+def figures_section(drawn: Mapping[str, bytes], captions: Mapping[str, str] = CAPTIONS) -> Markup:
     """The figures, each inside the page, above what it shows."""
     shown = [_figure(content, name, captions.get(name, name)) for name, content in drawn.items()]
     return element("div", *shown, class_="figures") if shown else Markup("")

@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT, _MARGIN = 180, 16, 5  # of a drawn interval, in pixels
 def results_table(metrics: Metrics) -> Markup:
     """Every strategy at its full budget."""
     rows = results(metrics)
-    scale = _Scale([row.accuracy for row in rows])
+    scale = IntervalScale([row.accuracy for row in rows])
     voting = next((row.accuracy.value for row in rows if row.strategy.name == MajorityVoting.family), None)
     header = ["strategy", "accuracy %", "95 % interval", scale.label, "minus voting", "head-room", "token steps"]
     return table(
@@ -25,7 +25,7 @@ def results_table(metrics: Metrics) -> Markup:
     )
 
 
-def _result(row: StrategyResult, scale: _Scale, voting: float | None) -> list[Markup]:
+def _result(row: StrategyResult, scale: IntervalScale, voting: float | None) -> list[Markup]:
     difference, head_room = row.difference, row.head_room
     return [
         cell(row.strategy.label(), heading=True),
@@ -59,7 +59,7 @@ def signed(difference: Cell) -> Markup:
     return joined([element("b" if low > 0 or high < 0 else "span", value), element("small", interval)])
 
 
-class _Scale:
+class IntervalScale:
     """A common axis of intervals: from one multiple of 5 % to another."""
 
     def __init__(self, cells: Sequence[Cell]) -> None:
