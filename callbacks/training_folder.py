@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 
 from latent_tts.evaluation.provenance import now
 from latent_tts.evaluation.run_folder import write_whole
@@ -73,7 +73,7 @@ class KeepRun(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             state = {"state": "finished" if has_ended(trainer) else "stopped", "steps": trainer.global_step}
-            self._write(self.description | state | {"epochs": trainer.current_epoch})
+            self._write(self.description | state | {"epochs": trainer.current_epoch} | _best(trainer))
 
     def _write(self, entries: dict[str, Any]) -> None:
         file = self.folder / "run.json"
@@ -83,6 +83,14 @@ class KeepRun(Callback):
         entries |= {"started": before.get("started", entries["started"]), "seconds": round(seconds, 1)}
         entries |= {"ended": now()}
         write_whole(file, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+
+
+def _best(trainer: Trainer) -> dict[str, Any]:
+    """The best value of the metric that checkpoints are chosen by, where one was measured."""
+    kept = next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)), None)
+    if kept is None or kept.best_model_score is None:
+        return {}
+    return {"best": {"metric": kept.monitor, "value": float(kept.best_model_score)}}
 
 
 def has_ended(trainer: Trainer) -> bool:

@@ -8,14 +8,16 @@ import textwrap
 from pathlib import Path
 
 from commands.catalogue import ROOT, first_sentence
+from commands.subcommands import SUBCOMMANDS
 
 
 def commands() -> dict[str, str]:
     """What is run by itself, as it is written on a command line, and the first sentence of its docstring."""
-    parts = ("annotate", "report", "inspect")
     scripts = {f"python {name}.py": ROOT / f"{name}.py" for name in ("train", "evaluate")}
-    scripts |= {f"python evaluate.py {name}": ROOT / "commands" / f"{name}.py" for name in parts}
-    files = [path for path in sorted((ROOT / "commands").glob("[a-z]*.py")) if _runs(path) and path.stem not in parts]
+    scripts |= {f"python evaluate.py {name}": ROOT / "commands" / f"{name}.py" for name in SUBCOMMANDS}
+    files = [
+        path for path in sorted((ROOT / "commands").glob("[a-z]*.py")) if _runs(path) and path.stem not in SUBCOMMANDS
+    ]
     tools = {f"python -m commands.{path.stem}": path for path in files}
     return {name: _summary(path) for name, path in (scripts | tools).items()}
 

@@ -102,3 +102,8 @@ class AnnotationCLI(CommandLine):
         new = len(store) - self.writer.num_at_start
         print(f"{len(store)} annotated problems in {self.output}, of which {right} all right and {wrong} all wrong.")
         print(f"{new} of them are new." if new else "It was finished: nothing was left to do.")
+
+
+def main(args: Sequence[str]) -> None:
+    """Annotates."""
+    AnnotationCLI(args).run()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from commands.guard import main_guard
+from commands.list import main as list_runs
+from commands.report import main as report
 from latent_tts.aggregation import BestOfN, MajorityVoting
 from latent_tts.errors import UserError
 from latent_tts.evaluation.comparison import compare
@@ -182,3 +185,96 @@ def test_a_comparison_goes_through_json(base, other):
 def test_names_take_as_much_of_the_path_as_tells_runs_apart(tmp_path):
     assert run_names([Path("a/x"), Path("b/y")]) == ["x", "y"]
     assert run_names([Path("s/a/x"), Path("s/b/x")]) == ["a/x", "b/x"]
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_of_several_runs_prints_the_table_and_keeps_files_where_asked(
+    base, other, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = tmp_path / "noise"
+    assert (
+        main_guard(lambda: report([str(base), str(other), f"--out={out}", "--aggregations=[majority_voting, hybrid]"]))
+        == 0
+    )
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines()[:-2])) <= 80
+    assert "sigma=0.5 @ 4" in shown and "12 problems, the same in every run" in shown
+    assert json.loads((out / "comparison.json").read_text())["num_problems"] == 12
+    text = (out / "report.md").read_text()
+    pictures = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+    assert len(pictures) >= 5 and all((out / picture).stat().st_size > 0 for picture in pictures)
+    assert not (base / "report.md").exists() and not (other / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["{base}", "--common"], "compare several runs: name the others too"),
+        (["{base}", "--ks", "1,x"], "--ks must be numbers of rollouts such as 1,2,4,8, got '1,x'"),
+        (["{base}", "--ks", "0"], "k = 0 is out of reach with 4 rollouts"),
+        (["{base}", "{base}/nowhere"], "holds no run.json: name the folder of an evaluation"),
+        ([], "--help lists the options"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_sentence(base, capsys, words, sentence):
+    assert main_guard(lambda: report([word.format(base=base) for word in words])) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+@pytest.fixture
+def listed(base, other, tmp_path) -> Path:
+    """Two runs of which one has its report, a training, a broken run, and a folder that is none."""
+    main_guard(lambda: report([str(base)]))
+    write_run(
+        tmp_path / "deep" / "training",
+        {
+            "settings": {"model.class_path": "lightning_modules.CoconutModule"},
+            "state": "finished",
+            "steps": 7,
+            "ended": "2026-01-02T03:04:05+00:00",
+            "best": {"metric": "val/accuracy", "value": 0.25},
+        },
+    )
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    (tmp_path / "foreign").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_the_list_shows_every_run_and_names_what_is_strange(listed, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    capsys.readouterr()
+    assert main_guard(lambda: list_runs([str(listed), "--sort=name"])) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = " ".join(" ".join(lines).split())
+    for phrase in ("base", "sigma=0.3", "12 problems", "CoconutModule · 7 steps · val/accuracy 0.25", "not finished"):
+        assert phrase in shown
+    assert max(len(line) for line in lines if str(listed) not in line) <= columns
+    assert "broken: broken (" in shown and "foreign: no run" in shown
+
+
+def test_the_list_has_the_figures_of_the_report_and_sorts(listed, capsys):
+    capsys.readouterr()
+    assert main_guard(lambda: list_runs([str(listed), "--json", "--sort=coverage"])) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"][0]["name"] == "base" and len(found["runs"]) == 3
+    own = json.loads((listed / "base" / "metrics.json").read_text())
+    first = found["runs"][0]
+    assert first["coverage"]["value"] == own["coverage"]["4"] and first["num_problems"] == 12
+    assert first["best"]["value"] == max(
+        own["accuracy"]["greedy"], own["accuracy"]["single"], own["accuracy"]["majority_voting"]["4"],
+        own["accuracy"]["best_of_n_mean"]["4"], own["accuracy"]["beam_search"]["2x2"],
+    )  # fmt: skip
+
+
+def test_a_list_of_nothing_is_refused_in_a_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main_guard(lambda: list_runs([])) == 2
+    assert "neither results/ nor runs/" in capsys.readouterr().err
+    assert main_guard(lambda: list_runs(["nowhere"])) == 2
+    assert "There is no folder nowhere" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from latent_tts.evaluation.prediction_files import prediction_files, read_record
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, Settings, read_run
 from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_search
-from latent_tts.evaluation.summary import EvaluationMetrics
+from latent_tts.evaluation.summary import EvaluationMetrics, choose
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class ReadRun:
         """The records one at a time, judged by the rule."""
         for record in read_records(prediction_files(self.folder)):
             yield record if self.answer_rule == self.own_rule else record.judged(record.gold, self.answer_rule)
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records as they are read: judged by the rule, with what these aggregations choose."""
+        aggregations = self.empty_metrics().aggregations
+        names = {part.name for part in aggregations}
+        for record in self.records():
+            yield record if record.chosen.keys() == names else replace(record, chosen=choose(record, aggregations))
 
     def metrics(
         self,
