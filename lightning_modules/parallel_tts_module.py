@@ -49,10 +49,11 @@ class ParallelTTSModule(LightningModule):
         dtype: Type the weights are held in and computed with; bfloat16 takes half the memory, and less time where the processor
             multiplies it faster (docs/performance.md says what it does to answers). Scores are computed in float32.
         aggregations: How the N rollouts become one answer: AGGREGATIONS, each as a name or
-            as {name: best_of_n, reduction: mean}; by default all of them, without a reward model only majority_voting.
+            as {name: best_of_n, reduction: mean}; by default all but adaptive_voting, without a reward
+            model only majority_voting.
         reward_model: Folder or hub id of the latent reward model that scores the rollouts.
-        search: Reward-guided searches to run beside the rollouts: SEARCHES, each as a name or as
-            {name: beam_search, num_beams: 4, num_candidates: 4}.
+        search: Searches to run beside the rollouts: SEARCHES, each as a name or as
+            {name: beam_search, num_beams: 4, num_candidates: 4}; all but adaptive_rollouts are guided by the reward model.
         written: Folder or hub id of a causal LM that reasons in writing (ChainOfThoughtModule trains one); its greedy answers
             are reported beside those of the latent model.
         max_written_tokens: Its steps and answer are cut off after this many tokens.

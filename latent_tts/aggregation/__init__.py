@@ -1,5 +1,6 @@
 """Aggregations of N rollouts into one answer: one algorithm a file, one signature, one result type."""
 
+from latent_tts.aggregation.adaptive_voting import AdaptiveVoting
 from latent_tts.aggregation.base import (
     Aggregate,
     Aggregation,
@@ -19,11 +20,13 @@ AGGREGATIONS: dict[str, type[Aggregation]] = {
     BestOfN.family: BestOfN,
     WeightedVoting.family: WeightedVoting,
     Hybrid.family: Hybrid,
+    AdaptiveVoting.family: AdaptiveVoting,
 }
 """The algorithms by the names that options give them; help, results and reports find them here."""
 
 __all__ = [
     "AGGREGATIONS",
+    "AdaptiveVoting",
     "Aggregate",
     "Aggregation",
     "BestOfN",

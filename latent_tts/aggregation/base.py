@@ -41,6 +41,10 @@ class Named:
     """Its name in configurations: `best_of_n`."""
     label: ClassVar[str]
     """Its name for people: `best-of-N`."""
+    by_default: ClassVar[bool] = True
+    """Whether it is among those that are taken where none is named."""
+    needs_scores: ClassVar[bool] = True
+    """Whether it needs a reward model."""
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -52,12 +56,18 @@ class Named:
         """The key under which results are reported: `best_of_n_mean`."""
         return "_".join((self.family, *self.options))
 
+    def rollouts_spent(self, answers: Sequence[float | None], ks: Sequence[int]) -> list[float]:
+        """How many rollouts an aggregation of k asks for: all k, where it does not stop before."""
+        return [float(k) for k in ks]
+
 
 class Aggregation(Protocol):
     """One way to turn N rollouts of a problem into one answer; a class of it is `Named`."""
 
     family: ClassVar[str]
     label: ClassVar[str]
+    by_default: ClassVar[bool]
+    """See `Named`."""
     needs_scores: ClassVar[bool]
     """Whether `scores` must be given."""
 
@@ -92,6 +102,9 @@ class Aggregation(Protocol):
         `rng_key` seeds the draw of subsets where there are too many to list (a function of the problem, so that the
         result is the same in every run); aggregations with a closed form ignore it.
         """
+
+    def rollouts_spent(self, answers: Sequence[float | None], ks: Sequence[int]) -> list[float]:
+        """See `Named`."""
 
 
 def k_grid(num_rollouts: int) -> list[int]:

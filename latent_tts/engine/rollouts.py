@@ -97,6 +97,23 @@ class Rollouts:
             shared_steps=prompt_steps(prompts, 0, sharing),
         )
 
+    def of_problems(self, index: Sequence[int]) -> Rollouts:
+        """The rollouts of some of the problems, by their places."""
+        rows = torch.tensor(index)
+        on_device = rows.to(self.latents.device)
+        return Rollouts(
+            questions=[self.questions[i] for i in index],
+            problem_ids=[self.problem_ids[i] for i in index],
+            latents=self.latents[on_device],
+            num_latents=self.num_latents[on_device],
+            finite=self.finite[on_device],
+            answer_ids=self.answer_ids[on_device],
+            texts=[self.texts[i] for i in index],
+            answers=[self.answers[i] for i in index],
+            token_steps=self.token_steps[rows],
+            shared_steps=self.shared_steps[rows],
+        )
+
 
 def prompt_steps(prompts: Sequence[Prompt], num_rollouts: int, sharing: PromptSharing) -> Tensor:
     """Positions spent on the prompts of P problems with N rollouts each: (P,) int64."""

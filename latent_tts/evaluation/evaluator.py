@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -122,6 +122,10 @@ class Evaluator:
     def _check_control(self) -> None:
         if self.control is not None:
             self.control.check(self.engine)
+            if self.searches:
+                raise UserError(
+                    "Searches think with latents of their own: leave --model.search, or latent_control, out."
+                )
             if self.reward_model is not None:
                 raise UserError(
                     "Scores of latents that were replaced mean nothing: leave the reward model, or latent_control, out."
@@ -130,7 +134,9 @@ class Evaluator:
     def _check_reward_model(self) -> None:
         backbone, model = self.engine.backbone, self.reward_model
         if model is None:
-            needing = [part.name for part in self.aggregations if part.needs_scores] + [s.key for s in self.searches]
+            needing = [part.name for part in self.aggregations if part.needs_scores] + [
+                strategy.key for strategy, search in self.searches.items() if search.needs_scores
+            ]
             if needing:
                 raise UserError(f"{needing[0]} needs step scores: give a reward model, or leave it out.")
         elif model.hidden_size != backbone.hidden_size:
@@ -199,10 +205,9 @@ class Evaluator:
         return torch.cat(parts, dim=1).cpu()
 
     def _search(self, questions: Sequence[str], ids: list[str], start: ThoughtState) -> dict[str, SearchResult]:
-        if self.reward_model is None:
-            return {}
+        scorer: Any = self.reward_model  # None only where no search needs one
         return {
-            strategy.key: search.search(self.engine, self.reward_model, questions, self.seed, ids, start)
+            strategy.key: search.search(self.engine, scorer, questions, self.seed, ids, start)
             for strategy, search in self.searches.items()
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -44,7 +45,8 @@ def solve(
     name = strategy if isinstance(strategy, str) else strategy.get("name")
     if name in SEARCHES:
         search = make_part(strategy, SEARCHES, "strategy")
-        return search.search(engine, _required(reward_model, search.name), questions, seed).answers
+        guide: Any = _required(reward_model, search.name) if search.needs_scores else None
+        return search.search(engine, guide, questions, seed).answers
     if name not in AGGREGATIONS:
         raise UserError(f"There is no strategy {name!r}: choose from {', '.join([*AGGREGATIONS, *SEARCHES])}.")
     part = make_part(strategy, AGGREGATIONS, "strategy")

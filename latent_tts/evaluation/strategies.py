@@ -107,7 +107,7 @@ def make_aggregations(parts: Sequence[Part] | None, scored: bool) -> list[Aggreg
         UserError: An unknown name or option, the same name twice, or one that needs scores where nothing scores.
     """
     if parts is None:
-        parts = [name for name, part in AGGREGATIONS.items() if scored or not part.needs_scores]
+        parts = [name for name, part in AGGREGATIONS.items() if part.by_default and (scored or not part.needs_scores)]
     made: list[Aggregation] = [make_part(part, AGGREGATIONS, "--model.aggregations") for part in parts]
     for part in made:
         if part.needs_scores and not scored:
@@ -122,13 +122,13 @@ def make_searches(parts: Sequence[Part], scored: bool) -> list[Search]:
     """Searches from their names and options.
 
     Raises:
-        UserError: An unknown name or option, the same search twice, or nothing that scores.
+        UserError: An unknown name or option, the same search twice, or one that is guided where nothing scores.
     """
-    if parts and not scored:
+    made: list[Search] = [make_part(part, SEARCHES, "--model.search") for part in parts]
+    if not scored and any(part.needs_scores for part in made):
         raise UserError(
             "A search needs a reward model to guide it: give --model.reward_model, or leave --model.search out."
         )
-    made: list[Search] = [make_part(part, SEARCHES, "--model.search") for part in parts]
     _check_distinct("search", [of_search(part) for part in made])
     return made
 

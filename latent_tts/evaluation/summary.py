@@ -86,8 +86,12 @@ def token_step_values(record: Record, aggregations: Sequence[Aggregation], ks: S
     values = {GREEDY: float(steps.greedy)} | {ROLLOUTS.at(k): cost for k, cost in zip(ks, drawn, strict=True)}
     if record.written is not None:
         values[WRITTEN] = float(record.written.token_steps)
+    answers = [rollout.answer for rollout in record.rollouts]
     for part in aggregations:
-        costs = [a + b for a, b in zip(drawn, scored, strict=True)] if part.needs_scores else drawn
+        spent = part.rollouts_spent(answers, ks)
+        costs = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in spent]
+        if part.needs_scores:
+            costs = [a + b for a, b in zip(costs, scored, strict=True)]
         values |= {of_aggregation(part, k): cost for k, cost in zip(ks, costs, strict=True)}
     return values
 

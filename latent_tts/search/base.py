@@ -68,6 +68,8 @@ class Search(Protocol):
 
     family: ClassVar[str]
     label: ClassVar[str]
+    needs_scores: ClassVar[bool]
+    """Whether it is guided by a reward model."""
 
     @property
     def options(self) -> tuple[str, ...]:
