@@ -4,15 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The demos are files named after their backbones; that of tiny-colar is what evaluate.py runs by itself.
 BACKBONE ?= tiny-colar
+STUDY ?= $(patsubst configs/study/%.yaml,%,$(wildcard configs/study/*.yaml))
 DEMOS := $(patsubst configs/evaluate/demo/%.yaml,%,$(wildcard configs/evaluate/demo/*.yaml))
 
-.PHONY: demo known-backbone test quick lint install clean
+.PHONY: demo known-backbone study test quick lint install clean
 
 demo: known-backbone install ## Parallel test-time scaling on a shipped model, with no arguments to think of.
 	$(BIN)/python evaluate.py $(if $(filter-out tiny-colar,$(BACKBONE)),--config configs/evaluate/demo/$(BACKBONE).yaml)
 
 known-backbone:
 	@$(if $(filter $(DEMOS),$(BACKBONE)),:,$(error there is no demo of BACKBONE=$(BACKBONE); choose one of: $(strip $(DEMOS))))
+
+study: install ## The study, hours on two cores; a part of it by STUDY=controls-tiny-codi. Killed, it goes on by the same command.
+	$(foreach part,$(STUDY),$(BIN)/python -m commands.study --study configs/study/$(part).yaml &&) true
 
 test: install ## The test suite, with the coverage of the core, which has to be 95 % at least.
 	$(BIN)/python -m pytest -n 2 --cov=latent_tts --cov-report=term:skip-covered --cov-fail-under=95
