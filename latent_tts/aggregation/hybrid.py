@@ -11,6 +11,7 @@ Score ties: the lowest rollout index ranks first. A None never votes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,7 +29,7 @@ from latent_tts.aggregation.base import (
     rollout_scores,
     score_order,
 )
-from latent_tts.aggregation.subsets import subsets
+from latent_tts.aggregation.subsets import MAX_LISTED, listed, subsets
 from latent_tts.errors import UserError
 
 
@@ -80,12 +81,62 @@ class Hybrid(Named):
         ranked = classes[score_order(rollout_scores(self.name, answers, scores, mask, self.reduction))]
         if not credit.any():
             return [0.0] * len(ks)
+        voters = ranked[ranked >= 0]
         accuracy = []
-        for places in subsets(len(answers), ks, rng_key):  # (S, k) places in the ranking, ascending: best first
+        for k in ks:
+            if _fewer_when_kept(len(voters), len(answers), k, self.keep):
+                accuracy.append(_exact_accuracy(voters, len(answers), k, self.keep, credit))
+                continue
+            (places,) = subsets(len(answers), [k], rng_key)  # (S, k) in the ranking, ascending: best first
             drawn = ranked[places]
             winner, _ = vote_among_best(drawn, self.keep, len(keys))
             accuracy.append(float(credit[drawn[np.arange(len(drawn)), winner]].mean()))
         return accuracy
+
+
+def _exact_accuracy(voters: np.ndarray, num_rollouts: int, k: int, keep: float, credit: np.ndarray) -> float:
+    """Mean credit over all k-subsets, by the sets of voters that are kept: far fewer, each counted as often as it comes.
+
+    Of a subset with v of the V voters the best q = ceil(keep v) are kept. A set of q voters, whose worst is at place p of the
+    ranking, is what is kept of C(V - 1 - p, v - q) C(N - V, k - v) subsets.
+
+    Args:
+        voters: (V,) classes of the rollouts that vote, best-scored first.
+        num_rollouts: N.
+        k: Size of the subsets.
+        keep: See `Hybrid`.
+        credit: (C + 1,) of each class.
+    """
+    total, times = 0.0, _times_kept(len(voters), num_rollouts, k, keep)
+    for q, count in times.items():
+        places = listed(len(voters), q)  # (S, q)
+        kept = voters[places]
+        winner, _ = vote_among_best(kept, 1.0, len(credit) - 1)
+        total += float(credit[kept[np.arange(len(kept)), winner]] @ count[places[:, -1]])
+    return total / math.comb(num_rollouts, k)
+
+
+def _quotas(num_voters: int, num_rollouts: int, k: int, keep: float) -> dict[int, int]:
+    """How many are kept of the v voters of a subset, for every v there can be."""
+    least = max(1, k - (num_rollouts - num_voters))
+    return {v: math.ceil(keep * v - 1e-9) for v in range(least, min(k, num_voters) + 1)}
+
+
+def _fewer_when_kept(num_voters: int, num_rollouts: int, k: int, keep: float) -> bool:
+    """Whether the k-subsets can be listed, and the sets that are kept of them are no more."""
+    num_subsets = math.comb(num_rollouts, k)
+    quotas = set(_quotas(num_voters, num_rollouts, k, keep).values())
+    return num_subsets <= MAX_LISTED and all(math.comb(num_voters, q) <= num_subsets for q in quotas)
+
+
+def _times_kept(num_voters: int, num_rollouts: int, k: int, keep: float) -> dict[int, np.ndarray]:
+    """By q, of how many k-subsets a set of q voters is kept whose worst is at each place: (V,)."""
+    times: dict[int, np.ndarray] = {}
+    for v, q in _quotas(num_voters, num_rollouts, k, keep).items():
+        rest = math.comb(num_rollouts - num_voters, k - v)
+        ways = np.array([math.comb(num_voters - 1 - p, v - q) * rest for p in range(num_voters)], dtype=np.float64)
+        times[q] = times[q] + ways if q in times else ways
+    return times
 
 
 def vote_among_best(classes: np.ndarray, keep: float, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

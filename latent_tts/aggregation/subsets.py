@@ -25,20 +25,31 @@ def subsets(num_rollouts: int, ks: Sequence[int], rng_key: int) -> Iterator[np.n
     order: np.ndarray | None = None
     for k in ks:
         if math.comb(num_rollouts, k) <= MAX_LISTED:
-            yield _listed(num_rollouts, k)
+            yield listed(num_rollouts, k)
         else:
             order = _permutations(num_rollouts, rng_key) if order is None else order
             yield np.sort(order[:, :k], axis=1)
 
 
 @lru_cache(maxsize=32)
-def _listed(num_rollouts: int, k: int) -> np.ndarray:
+def listed_members(num_rollouts: int, k: int) -> np.ndarray:
+    """`listed` as (S, N) float64 of 0 and 1: times weights (N, C) it gives their sums in every subset."""
+    members = np.zeros((math.comb(num_rollouts, k), num_rollouts))
+    np.put_along_axis(members, listed(num_rollouts, k), 1.0, axis=1)
+    members.setflags(write=False)
+    return members
+
+
+@lru_cache(maxsize=64)
+def listed(num_rollouts: int, k: int) -> np.ndarray:
+    """All k-subsets, (S, k), in lexicographic order; to be read only."""
     flat = np.fromiter(itertools.chain.from_iterable(itertools.combinations(range(num_rollouts), k)), dtype=np.int32)
     listed = flat.reshape(-1, k)
     listed.setflags(write=False)  # shared by all callers through the cache
     return listed
 
 
+@lru_cache(maxsize=4)  # the ks of a problem come one after the other
 def _permutations(num_rollouts: int, rng_key: int) -> np.ndarray:
     """(NUM_DRAWN, N): each row a uniform permutation of the rollouts."""
     draws = np.random.Philox(key=rng_key % 2**64).random_raw(NUM_DRAWN * num_rollouts)

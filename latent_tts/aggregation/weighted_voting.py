@@ -16,7 +16,8 @@ Ties (weights equal to 1e-9): as in majority voting, `choose` takes the answer o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -32,11 +33,12 @@ from latent_tts.aggregation.base import (
     class_credits,
     rollout_scores,
 )
-from latent_tts.aggregation.subsets import subsets
+from latent_tts.aggregation.subsets import MAX_LISTED, listed_members, subsets
 from latent_tts.errors import UserError
 
 Weighting = Literal["softmax", "sigmoid"]
 TIE = 1e-9
+_RANGE = 600.0  # of logarithms: exp of the smallest is still a normal float64
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,35 @@ class WeightedVoting(Named):
         if not credit.any():
             return [0.0] * len(ks)
         accuracy = []
-        for rows in subsets(len(answers), ks, rng_key):  # (S, k)
-            gathered = gathered_weights(classes[rows], log_weights[rows], len(keys))
-            winners = (gathered >= gathered.max(1, keepdims=True) * (1 - TIE)) & (gathered > 0)  # (S, C)
+        for gathered in _gathered_in_subsets(classes, log_weights, len(keys), ks, rng_key):  # (S, C)
+            winners = (gathered >= gathered.max(1, keepdims=True) * (1 - TIE)) & (gathered > 0)
             accuracy.append(float((winners @ credit / winners.sum(1).clip(1)).mean()))
         return accuracy
 
     def _log_weights(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
         scaled = rollout_scores(self.name, answers, scores, mask, self.reduction) / self.temperature
         return scaled if self.weighting == "softmax" else -np.logaddexp(0.0, -scaled)  # log sigmoid
+
+
+def _gathered_in_subsets(
+    classes: np.ndarray, log_weights: np.ndarray, num_classes: int, ks: Sequence[int], rng_key: int
+) -> Iterator[np.ndarray]:
+    """For every k the weights (S, C) of the answer classes in each subset, up to a factor a subset.
+
+    Where subsets are listed, every voter has a score, and none is lost beside the largest, a product of matrices sums them all.
+    """
+    voters = np.flatnonzero(classes >= 0)
+    voted = log_weights[voters]
+    weights = np.zeros((len(classes), num_classes))
+    is_plain = bool(np.isfinite(voted).all()) and np.ptp(voted) < _RANGE
+    if is_plain:
+        weights[voters, classes[voters]] = np.exp(voted - voted.max())
+    for k in ks:
+        if is_plain and math.comb(len(classes), k) <= MAX_LISTED:
+            yield listed_members(len(classes), k) @ weights
+            continue
+        (rows,) = subsets(len(classes), [k], rng_key)  # (S, k)
+        yield gathered_weights(classes[rows], log_weights[rows], num_classes)
 
 
 def gathered_weights(classes: np.ndarray, log_weights: np.ndarray, num_classes: int) -> np.ndarray:
