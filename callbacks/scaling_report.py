@@ -45,6 +45,6 @@ class ScalingReport(Callback):
         data = self.data | {"fingerprint": metrics.pop("problems_fingerprint")}
         metrics = {"evaluated": module.evaluated() | {"data": data}} | metrics
         metrics |= {"throughput": {"rollouts_per_second": rounded(float(speed), 4) or earlier_speed(self.output)}}
-        report.write_report(metrics, self.output)
+        diagnoses = report.write_report(metrics, self.output)
         if self.console:
-            report.print_tables(metrics, self.output)
+            report.print_tables(metrics, self.output, diagnoses)

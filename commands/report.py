@@ -44,9 +44,8 @@ def report_run(
     read = ReadRun(run, reading)
     metrics = read.metrics()
     folder = run if out is None and not reading.changed else out
-    if folder is not None:
-        write_report(metrics, folder, read, read.described)
-    print_tables(metrics, folder)
+    diagnoses = [] if folder is None else write_report(metrics, folder, read, read.described)
+    print_tables(metrics, folder, diagnoses)
     if folder is None:
         print(f"{run} is as it was: give --out FOLDER to keep this report.")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from rich.console import Console
 from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting, k_grid
 from latent_tts.evaluation import report
 from latent_tts.evaluation.strategies import SINGLE, Strategy, of_aggregation, of_search
-from latent_tts.evaluation.summary import EvaluationMetrics
+from latent_tts.evaluation.summary import EvaluationMetrics, choose
 from latent_tts.search import BeamSearch, ParticleFiltering
 from tests.records import SEARCH, make_record
 
@@ -163,3 +165,21 @@ def test_a_sweep_of_particle_filtering_is_a_row_each_and_no_curve_over_k():
         value = metrics["accuracy"]["particle_filtering"][search.budget]
         assert rows[search].accuracy.value == value and rows[search].head_room is not None
         assert rows[search].token_steps == metrics["token_steps"]["particle_filtering"][search.budget]
+
+
+def test_a_report_is_equal_files_for_equal_records_with_its_diagnoses(tmp_path):
+    """What is found stands in the page and in report.md."""
+    metrics = make_metrics() | {"evaluated": EVALUATED}
+    metrics["invalid_answer_rate"] = 0.2
+    rows = [make_record(seed, 16, searches=(SEARCH,)) for seed in range(8)]
+    rows = [replace(row, chosen=choose(row, [MajorityVoting(), BestOfN("mean")])) for row in rows]
+    found = report.write_report(metrics, tmp_path / "a", rows, {"command": "evaluate.py --x"})
+    report.write_report(metrics, tmp_path / "b", rows, {"command": "evaluate.py --x"})
+    assert any("do not parse" in one.name for one in found)
+    for name in ("report.md", "report.html", "metrics.json"):
+        content = (tmp_path / "a" / name).read_bytes()
+        assert content == (tmp_path / "b" / name).read_bytes()
+    for one in found:
+        assert one.sentence in (tmp_path / "a" / "report.md").read_text()
+        assert escape(one.name) in (tmp_path / "a" / "report.html").read_text()
+    assert not [path.name for path in (tmp_path / "a").iterdir() if path.name.startswith(".")]

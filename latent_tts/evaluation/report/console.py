@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.report.tables import curve_rows, result_rows
 from latent_tts.evaluation.results import Metrics
-from latent_tts.evaluation.wording import facts
+from latent_tts.evaluation.wording import Finding, facts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,8 +24,8 @@ def console_tables(metrics: Metrics) -> list[Table]:
     ]
 
 
-def print_tables(metrics: Metrics, output: Path | None) -> None:
-    """The tables, the facts below them, and where the files are, if anywhere."""
+def print_tables(metrics: Metrics, output: Path | None, diagnoses: Iterable[Finding] = ()) -> None:
+    """The tables, the facts below them, what is wrong and what to try, and where the files are, if anywhere."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -34,6 +35,8 @@ def print_tables(metrics: Metrics, output: Path | None) -> None:
     console.print()
     for line in facts(metrics):
         console.print(line)
+    for one in diagnoses:
+        console.print(f"\n{one.name}: {one.sentence}\nTo try: {one.advice}", markup=False)
     if output is not None:
         console.print(
             f"files: {output}/ (report.html, report.md, metrics.json, predictions/, tensorboard/)", soft_wrap=True

@@ -54,7 +54,15 @@ class Browser {
     byId("previous").disabled = first === 0;
     byId("next").disabled = first + LIST_LENGTH >= this.found.length;
     byId("list").replaceChildren(...rows.map((row, i) => this.listRow(row, first + i)));
-    byId("list").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+    this.keepInView(byId("list"), byId("list").querySelector("[aria-current]"));
+  }
+
+  // Moves the list alone, never the page.
+  keepInView(list, item) {
+    if (item === null) return;
+    const above = item.offsetTop < list.scrollTop;
+    const below = item.offsetTop + item.offsetHeight > list.scrollTop + list.clientHeight;
+    if (above || below) list.scrollTop = above ? item.offsetTop : item.offsetTop + item.offsetHeight - list.clientHeight;
   }
 
   listRow(row, place) {
@@ -101,4 +109,7 @@ class Browser {
 }
 
 if (byId("index") !== null)
-  readIndex().then((index) => new Browser(index).show()).then(() => (document.body.dataset.ready = "true"));
+  readIndex().then((index) => new Browser(index).show()).then(() => {
+    if (address.get("problem") !== "") byId("problems").scrollIntoView();
+    document.body.dataset.ready = "true";
+  });
