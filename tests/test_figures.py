@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from latent_tts.evaluation.report.figures import CAPTIONS, FIGURES, figures
+from latent_tts.evaluation.comparison import ComparedRun, Comparison
+from latent_tts.evaluation.report.figures import (
+    CAPTIONS,
+    COMPARISON_CAPTIONS,
+    FIGURES,
+    comparison_figures,
+    figures,
+)
+from latent_tts.evaluation.report.figures.comparison import diversity_points
+from latent_tts.evaluation.strategies import COVERAGE
 from tests.geometry import faults
 from tests.metrics_json import make_metrics_json
 
@@ -58,3 +69,40 @@ def test_curves_differ_by_more_than_colour():
 
 def test_every_figure_has_a_caption():
     assert list(CAPTIONS) == list(FIGURES) and all(text.endswith(".") for text in CAPTIONS.values())
+
+
+def compared(num_rollouts: int, height: float, num_runs: int) -> Comparison:
+    """Runs of long labels, of which the i-th lies i / 100 lower and is as diverse as i / 10."""
+    made = []
+    for i in range(num_runs):
+        metrics = make_metrics_json(num_rollouts, max(0.0, height - i / 100))
+        metrics["diversity"] = {"mean": i / 10, "per_step": [i / 10] * 6}
+        label = f"sampler=MonteCarloDropout, p=0.{i}, sites=residual, scope=latent"
+        made.append(ComparedRun(f"run-{i}", Path(f"run-{i}"), label, metrics, {}, {}))
+    return Comparison(tuple(made), 0, 500)
+
+
+@pytest.mark.parametrize(("num_rollouts", "height"), [(1, 0.0), (16, 0.5), (1024, 1.0)])
+@pytest.mark.parametrize("num_runs", [2, 13])
+def test_nothing_is_cut_or_covered_in_figures_of_several_runs(num_rollouts, height, num_runs):
+    drawn = comparison_figures(compared(num_rollouts, height, num_runs))
+    assert list(drawn) == list(COMPARISON_CAPTIONS)
+    assert {name: found for name, figure in drawn.items() if (found := faults(figure))} == {}
+
+
+def test_every_run_is_in_the_figures_of_a_comparison():
+    comparison = compared(16, 0.5, 3)
+    for name, figure in comparison_figures(comparison).items():
+        assert len(figure.axes) == (3 if name.startswith("accuracy") else 1), name
+        names = " ".join(text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts())
+        assert all(f"p=0.{i}" in names for i in range(3)), name
+    coverage = comparison_figures(comparison)["coverage_over_k"].axes[0].lines
+    lines = [np.asarray(line.get_ydata()).tolist() for line in coverage if np.size(line.get_xdata()) == 5]
+    assert lines == [[100 * v for v in run.metrics["coverage"].values()] for run in comparison.runs]
+
+
+def test_diversity_is_drawn_against_what_each_run_reached():
+    comparison = compared(16, 0.5, 3)
+    found = diversity_points(comparison.runs, COVERAGE)
+    assert [x for x, _ in found] == pytest.approx([0.0, 0.1, 0.2])
+    assert [shown.value for _, shown in found] == [run.metrics["coverage"]["16"] for run in comparison.runs]

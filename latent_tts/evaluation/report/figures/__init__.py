@@ -13,6 +13,7 @@ from latent_tts.evaluation.record_table import RecordTable, table_of
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.figures.accuracy import accuracy_figure
 from latent_tts.evaluation.report.figures.agreement import agreement_figure
+from latent_tts.evaluation.report.figures.comparison import COMPARISON_CAPTIONS, comparison_figures
 from latent_tts.evaluation.report.figures.compute import compute_figure
 from latent_tts.evaluation.report.figures.diversity import diversity_figure
 from latent_tts.evaluation.report.figures.reliability import reliability_figure
@@ -21,6 +22,8 @@ from latent_tts.evaluation.results import Metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = ["CAPTIONS", "COMPARISON_CAPTIONS", "FIGURES", "comparison_figures", "figures"]
 
 FIGURES: dict[str, Callable[[Metrics, RecordTable | None], Figure | None]] = {
     "accuracy": accuracy_figure,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.record_table import RecordTable
@@ -10,10 +9,11 @@ from latent_tts.evaluation.report.figures.style import (
     INTERVALS,
     SMALL,
     Curve,
-    Look,
+    bars_at_the_end,
     draw_bar,
     draw_curve,
     grey,
+    k_ticks,
     legend_beside,
     look,
     new_axes,
@@ -21,13 +21,10 @@ from latent_tts.evaluation.report.figures.style import (
     title_of,
     wrapped,
 )
-from latent_tts.evaluation.results import Cell, Metrics, answers, cell, curves, results
+from latent_tts.evaluation.results import Metrics, answers, cell, curves, results
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_CLOSE = 1.3  # neighbouring k of a smaller ratio have no room for two labels
 
 
 def accuracy_figure(metrics: Metrics, table: RecordTable | None = None) -> Figure:
@@ -51,25 +48,12 @@ def _over_k(metrics: Metrics) -> Figure:
         value = 100 * cell(metrics, one).value
         axes.axhline(value, color="#555555", linestyle=(":", "-.")[i % 2], label=wrapped(one.label()), linewidth=1.2)
         ends.append((cell(metrics, one), grey(i)))
-    _bars_at_the_end(axes, [int(k) for k in metrics["coverage"]], ends)
+    ks = [int(k) for k in metrics["coverage"]]
+    bars_at_the_end(axes, ks[-1], ends)
+    k_ticks(axes, ks)
     percent_limits(axes, [c for line in lines for c in line.cells] + [shown for shown, _ in ends])
     legend_beside(axes, INTERVALS)
     return figure
-
-
-def _bars_at_the_end(axes: Axes, ks: list[int], ends: Sequence[tuple[Cell, Look]]) -> None:
-    """The k as ticks of a logarithmic axis, and one bar after the other beyond the last of them."""
-    octaves = len(bin(ks[-1])) - 2
-    step = octaves * 0.3 / max(8, len(ends))
-    for i, (shown, how) in enumerate(ends, start=1):
-        draw_bar(axes, ks[-1] * 2 ** (step * (i + 0.5)), shown, how)
-    axes.axvspan(ks[-1] * 2 ** (step * 0.75), ks[-1] * 2 ** (step * (len(ends) + 1.25)), color="#000000", alpha=0.04)
-    axes.set_xscale("log", base=2)
-    labels = [
-        str(k) if later is None or later / k >= _CLOSE else "" for k, later in zip(ks, [*ks[1:], None], strict=True)
-    ]
-    axes.set_xticks(ks, labels)
-    axes.set_xlim(ks[0] * 2 ** (-step), ks[-1] * 2 ** (step * (len(ends) + 1.25)))
 
 
 def _points(metrics: Metrics) -> Figure:

@@ -1,113 +1,181 @@
-"""The figures of several runs, one for each question, all runs in each."""
+"""Figures of several runs on the same problems, a question each: coverage and accuracy against N and compute, all runs in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.comparison import ComparedRun, Comparison
 from latent_tts.evaluation.report.figures.style import (
-    INTERVALS,
+    HEIGHT,
+    SMALL,
     Curve,
+    bars_at_the_end,
     draw_bar,
     draw_curve,
-    legend_beside,
+    k_ticks,
+    legend_at_the_right,
     look,
-    new_axes,
+    new_figure,
     percent_limits,
     step_ticks,
 )
-from latent_tts.evaluation.results import curves, token_steps
-from latent_tts.evaluation.strategies import COVERAGE, Strategy, of_aggregation
-from latent_tts.evaluation.summary import BASELINE
+from latent_tts.evaluation.results import Cell, cell, curves, token_steps
+from latent_tts.evaluation.strategies import COVERAGE, SINGLE, Strategy
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Place = Callable[[ComparedRun, Strategy, int], float]
-"""Where a strategy at k rollouts stands on the axis."""
+COMPARISON_CAPTIONS = {
+    "coverage_over_k": "Coverage of every run against the number of rollouts k.",
+    "accuracy_over_k": "Accuracy of every run against the number of rollouts k, an aggregation a panel.",
+    "coverage_over_compute": "Coverage of every run against token steps per problem.",
+    "accuracy_over_compute": "Accuracy of every run against token steps per problem, an aggregation a panel.",
+    "diversity_and_coverage": "Coverage, majority voting and a single rollout of every run against the diversity of its latents.",
+}
+"""Name -> what it shows, in a sentence."""
+
+MOST_PANELS = 6
+_BARS = "bars: 95 % intervals"
+_VOTING = Strategy("majority_voting", kind="aggregation")
+_LEVELS = {"coverage": (COVERAGE, "-"), "majority voting": (_VOTING, "--"), "single rollout": (SINGLE, ":")}
 
 
 def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
-    """By name: coverage, voting and each run's best aggregation against k and against token steps, diversity against coverage."""
-    drawn: dict[str, Figure] = {}
-    for question, choose in _QUESTIONS.items():
-        if any(choose(run) is not None for run in comparison.runs):
-            name = question.replace(" ", "_")
-            drawn[f"{name}_against_k"] = _curves(comparison, choose, question, _by_k)
-            drawn[f"{name}_against_token_steps"] = _curves(comparison, choose, question, _by_steps)
-    if all(run.metrics["diversity"]["mean"] is not None for run in comparison.runs):
-        drawn["diversity_and_coverage"] = _diversity(comparison)
-    return drawn
+    """All figures of a comparison that have something to show, by name, in the order of `COMPARISON_CAPTIONS`."""
+    runs = comparison.runs
+    covered = [COVERAGE]
+    chosen = list(dict.fromkeys(one for run in runs for one in curves(run.metrics) if one != COVERAGE))[:MOST_PANELS]
+    drawn = {
+        "coverage_over_k": _over_k(comparison, "Coverage against rollouts", covered),
+        "accuracy_over_k": _over_k(comparison, "Accuracy against rollouts", chosen),
+        "coverage_over_compute": _over_compute(comparison, "Coverage against compute", covered),
+        "accuracy_over_compute": _over_compute(comparison, "Accuracy against compute", chosen),
+        "diversity_and_coverage": _diversity(comparison),
+    }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _voting(run: ComparedRun) -> Strategy | None:
-    voting = of_aggregation(BASELINE)
-    return voting if voting in curves(run.metrics) else None
+def _over_k(comparison: Comparison, what: str, strategies: Sequence[Strategy]) -> Figure | None:
+    figure, panels = _panels(comparison, what, strategies, "rollouts k")
+    for axes, one in zip(panels, strategies, strict=True):
+        found = _curves(comparison.runs, one, compute=False)
+        for curve in found:
+            draw_curve(axes, curve, band=False)
+        ks = sorted({int(x) for curve in found for x in curve.x})
+        bars_at_the_end(axes, ks[-1], [(curve.cells[-1], curve.look) for curve in found])
+        k_ticks(axes, ks, narrow=len(strategies) > 1)
+        percent_limits(axes, [shown for curve in found for shown in curve.cells])
+    return _finished(figure, panels)
 
 
-def _best(run: ComparedRun) -> Strategy | None:
-    """The aggregation that is right most often at the run's full budget, where there is a choice."""
-    found = {one: cells[max(cells)].value for one, cells in curves(run.metrics).items() if one.kind == "aggregation"}
-    return max(found, key=lambda one: found[one]) if len(found) > 1 else None
+def _over_compute(comparison: Comparison, what: str, strategies: Sequence[Strategy]) -> Figure | None:
+    figure, panels = _panels(comparison, what, strategies, "token steps per problem")
+    for axes, one in zip(panels, strategies, strict=True):
+        found = _curves(comparison.runs, one, compute=True)
+        for curve in found:
+            draw_curve(axes, curve, band=False)
+            draw_bar(axes, curve.x[-1], curve.cells[-1], curve.look)
+        step_ticks(axes, [x for curve in found for x in curve.x], most=5)
+        percent_limits(axes, [shown for curve in found for shown in curve.cells])
+    return _finished(figure, panels)
 
 
-_QUESTIONS: dict[str, Callable[[ComparedRun], Strategy | None]] = {
-    "coverage": lambda run: COVERAGE,
-    "majority voting": _voting,
-    "best aggregation": _best,
-}
+def _curves(runs: Sequence[ComparedRun], one: Strategy, compute: bool) -> list[Curve]:
+    """Of the runs that have the strategy; a run looks the same everywhere."""
+    found = []
+    for i, run in enumerate(runs):
+        if cells := curves(run.metrics).get(one):
+            x = [token_steps(run.metrics, one.at(k)) for k in cells] if compute else list(cells)
+            found.append(Curve(_name(run), x, list(cells.values()), look(i)))
+    return found
 
 
-def _by_k(run: ComparedRun, one: Strategy, k: int) -> float:
-    return k
+def _name(run: ComparedRun) -> str:
+    return run.label.replace("sampler=", "")
 
 
-def _by_steps(run: ComparedRun, one: Strategy, k: int) -> float:
-    return token_steps(run.metrics, one.at(k))
+def _panels(
+    comparison: Comparison, what: str, strategies: Sequence[Strategy], x_label: str
+) -> tuple[Figure, list[Axes]]:
+    """Axes for each strategy, two beside each other, without any where there is no strategy."""
+    columns = min(2, max(1, len(strategies)))
+    rows = -(-len(strategies) // columns)
+    height = max(HEIGHT, 1.0 + 3.0 * rows)
+    figure = new_figure(_title(comparison, what), height, 5.4 + 2.9 * columns)
+    if not strategies:
+        return figure, []
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[len(strategies) :]:
+        axes.remove()
+    for axes, one in zip(panels, strategies, strict=False):
+        axes.set_title(one.label(), fontsize=SMALL + 1)
+        axes.set(xlabel=x_label, ylabel="accuracy in %" if one != COVERAGE else "coverage in %")
+        axes.grid(alpha=0.25)
+    return figure, panels[: len(strategies)]
 
 
-def _curves(
-    comparison: Comparison, choose: Callable[[ComparedRun], Strategy | None], question: str, place: Place
-) -> Figure:
-    """A curve for each run, its interval at the end."""
-    chosen = [(run, one) for run in comparison.runs if (one := choose(run)) is not None]
-    lines = [
-        Curve(
-            f"{run.label}: {one.label()}" if choose is _best else run.label,
-            [place(run, one, k) for k in curves(run.metrics)[one]],
-            list(curves(run.metrics)[one].values()),
-            look(i),
-        )
-        for i, (run, one) in enumerate(chosen)
-    ]
-    against = "the number of rollouts" if place is _by_k else "compute"
-    title = f"{question.capitalize()} against {against}\n{comparison.num_problems:,} problems"
-    x_label = "rollouts k" if place is _by_k else "token steps per problem"
-    figure, axes = new_axes(title, x_label, f"{question} in %", len(lines))
-    for line in lines:
-        draw_curve(axes, line, band=len(lines) <= 2)
-        draw_bar(axes, line.x[-1], line.cells[-1], line.look)
-    if place is _by_k:
-        axes.set_xscale("log", base=2)
-        ks = sorted({k for line in lines for k in line.x})
-        axes.set_xticks(ks, [f"{k:g}" for k in ks])
-    else:
-        step_ticks(axes, [x for line in lines for x in line.x])
-    percent_limits(axes, [cell for line in lines for cell in line.cells])
-    legend_beside(axes, INTERVALS)
+def _title(comparison: Comparison, what: str) -> str:
+    count = comparison.num_problems
+    return f"{what}\n{len(comparison.runs)} runs on the same {count:,} {'problem' if count == 1 else 'problems'}"
+
+
+def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure | None:
+    """One legend for all panels, of the one with the most runs; None without panels."""
+    if not panels:
+        return None
+    fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    legend_at_the_right(figure, fullest, _BARS)
     return figure
 
 
-def _diversity(comparison: Comparison) -> Figure:
-    """A point for each run: how far its rollouts lie apart, and how often one of them is right."""
-    title = f"Coverage against diversity\n{comparison.num_problems:,} problems"
-    figure, axes = new_axes(
-        title, "mean pairwise cosine distance", "coverage at the full budget in %", len(comparison.runs)
-    )
-    tops = [curves(run.metrics)[COVERAGE][run.metrics["num_rollouts"]] for run in comparison.runs]
-    for i, (run, top) in enumerate(zip(comparison.runs, tops, strict=True)):
-        draw_bar(axes, run.metrics["diversity"]["mean"], top, look(i), run.label)
-    percent_limits(axes, tops)
-    legend_beside(axes, INTERVALS)
+# Diversity against coverage -----------------------------------------------------------------------------------------
+
+
+def diversity_points(runs: Sequence[ComparedRun], one: Strategy) -> list[tuple[float, Cell]]:
+    """Mean diversity of every run, and its value of a strategy at its full budget; runs without either are left out."""
+    found = []
+    for run in runs:
+        shown = _at_full(run, one)
+        if run.metrics["diversity"]["mean"] is not None and shown is not None:
+            found.append((float(run.metrics["diversity"]["mean"]), shown))
+    return found
+
+
+def _at_full(run: ComparedRun, one: Strategy) -> Cell | None:
+    if one == SINGLE:
+        return cell(run.metrics, SINGLE)
+    return curves(run.metrics).get(one, {}).get(run.metrics["num_rollouts"])
+
+
+def _diversity(comparison: Comparison) -> Figure | None:
+    """Every run is a marker, and what lies on one line is of one sampler."""
+    runs = [run for run in comparison.runs if run.metrics["diversity"]["mean"] is not None]
+    if len(runs) < 2:
+        return None
+    figure = new_figure(_title(comparison, "Diversity against coverage"))
+    axes = figure.subplots()
+    axes.set(xlabel="mean pairwise cosine distance of the latents", ylabel="right in %")
+    axes.grid(alpha=0.25)
+    for name, (one, style) in _LEVELS.items():
+        for i, family in enumerate(_families(runs)):
+            points = sorted(diversity_points(family, one), key=lambda point: point[0])
+            x, y = [point[0] for point in points], [100 * point[1].value for point in points]
+            axes.plot(x, y, linestyle=style, color="#777777", linewidth=1.1, zorder=1, label=name if i == 0 else None)
+    for i, run in enumerate(runs):
+        for name, (one, _) in _LEVELS.items():
+            for place, shown in diversity_points([run], one):
+                draw_bar(axes, place, shown, look(i), _name(run) if name == "coverage" else None)
+    axes.margins(x=0.05)
+    legend_at_the_right(figure, axes, _BARS)
     return figure
+
+
+def _families(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
+    """Runs of the same sampler."""
+    found: dict[str, list[ComparedRun]] = {}
+    for run in runs:
+        evaluated = run.metrics.get("evaluated") or {}
+        found.setdefault((evaluated.get("sampler") or {}).get("name", ""), []).append(run)
+    return list(found.values())

@@ -29,6 +29,8 @@ SMALL = 8
 """Points of legends and notes."""
 INTERVALS = "bars and bands: 95 % intervals"
 
+_CLOSE = 1.3  # neighbouring k of a smaller ratio have no room for two labels
+_LINE, _GAP = 0.14, 0.06  # inches of a line of a legend, and between two names
 _NAME_WIDTH, _TITLE_WIDTH = 27, 100  # characters
 
 
@@ -99,7 +101,7 @@ def title_of(metrics: Metrics, what: str) -> str:
 
 def wrapped(name: str, width: int = _NAME_WIDTH) -> str:
     """A name on several lines where it is long."""
-    return "\n".join(textwrap.wrap(name, width))
+    return "\n".join(textwrap.wrap(name, width, break_long_words=len(max(name.split(), key=len, default="")) > 40))
 
 
 def draw_curve(axes: Axes, curve: Curve, band: bool) -> None:
@@ -133,6 +135,28 @@ def draw_bar(axes: Axes, x: float, shown: Cell, how: Look, label: str | None = N
     )
 
 
+def bars_at_the_end(axes: Axes, last: int, ends: Sequence[tuple[Cell, Look]]) -> None:
+    """Intervals of curves over k, one bar beside the other beyond the last k, where they cover neither each other nor a curve."""
+    octaves = len(bin(last)) - 2
+    step = octaves * 0.3 / max(8, len(ends))
+    for i, (shown, how) in enumerate(ends, start=1):
+        draw_bar(axes, last * 2 ** (step * (i + 0.5)), shown, how)
+    end = last * 2 ** (step * (len(ends) + 1.25))
+    axes.axvspan(last * 2 ** (step * 0.75), end, color="#000000", alpha=0.04, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(2 ** (-0.5 * step), end)
+
+
+def k_ticks(axes: Axes, ks: Sequence[int], narrow: bool = False) -> None:
+    """The k as ticks; of neighbours without room for two labels the first has none, and on narrow axes of many k every other."""
+    ends = [*ks[1:], 2 * _CLOSE * ks[-1]]
+    labels = [str(k) if later / k >= _CLOSE else "" for k, later in zip(ks, ends, strict=True)]
+    if narrow and len(ks) > 8:
+        labels = [label if (len(ks) - 1 - i) % 2 == 0 else "" for i, label in enumerate(labels)]
+    axes.set_xticks(ks, labels)
+    axes.minorticks_off()
+
+
 def grey(number: int) -> Look:
     """Of a strategy that is a point or a level among curves."""
     return replace(look(number), color="#555555", marker=MARKERS[-1 - number % len(MARKERS)])
@@ -146,23 +170,43 @@ def percent_limits(axes: Axes, cells: Sequence[Cell], axis: str = "y") -> None:
     (axes.set_ylim if axis == "y" else axes.set_xlim)(low - room, high + room)
 
 
-def step_ticks(axes: Axes, steps: Sequence[float]) -> None:
-    """A logarithmic axis of token steps with 3 to 8 ticks, of which no two labels meet: 200, 5k, 1M."""
+def step_ticks(axes: Axes, steps: Sequence[float], most: int = 8) -> None:
+    """A logarithmic axis of token steps with 3 ticks to as many as are asked for, of which no two labels meet: 200, 5k, 1M."""
     from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
 
     low, high = min(steps), max(steps)
     decades = [10.0**power for power in range(-1, 16)]
     for digits in ((1, 2, 5), (1, 3), (1,)):
         ticks = [digit * decade for decade in decades for digit in digits if low <= digit * decade <= high]
-        if len(ticks) <= 8:
+        if len(ticks) <= most:
             break
     if len(ticks) < 3:
-        ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high] or [low]
+        ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high] or [low]
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(low / (high / low) ** 0.04 / 1.03, high * (high / low) ** 0.04 * 1.03)
+
+
+def legend_at_the_right(figure: Figure, axes: Axes, title: str) -> None:
+    """One legend for several axes right of all of them, the highest curve of these first; the figure grows with it."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(handles)), key=lambda i: -_height(handles[i]))
+    names = [labels[i] for i in order]
+    figure.legend(
+        [handles[i] for i in order],
+        names,
+        loc="outside right upper",
+        fontsize=SMALL,
+        title=title,
+        title_fontsize=SMALL,
+        alignment="left",
+        frameon=False,
+        handlelength=3.2,
+    )
+    needed = sum(_LINE * (name.count("\n") + 1) + _GAP for name in names) + 0.5
+    figure.set_figheight(max(figure.get_figheight(), needed))
 
 
 def legend_beside(axes: Axes, title: str | None = None) -> None:
