@@ -184,3 +184,22 @@ def test_impossible_temperatures_are_refused(temperature):
 def test_impossible_shares_are_refused(top_p):
     with pytest.raises(UserError, match="top_p must lie above 0 and be at most 1"):
         AnswerSampler(top_p=top_p)
+
+
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_greedy_thoughts_are_thought_and_billed_once_for_all_drawn_answers(kind, tiny_backbone, questions, monkeypatch):
+    """Rows of the passes before the first answer token, and the bill: prompt, thoughts, and the tokens of every answer."""
+    backbone = tiny_backbone(kind, "llama", num_latents=3)
+    rows, original = [], backbone.last_hidden
+    monkeypatch.setattr(
+        backbone, "last_hidden", lambda inputs, *args: rows.append(tuple(inputs.shape[:2])) or original(inputs, *args)
+    )
+    rollouts = RolloutEngine(backbone, Deterministic(), 4, AnswerSampler(0.9)).rollout(questions[:2], 5, seed=1)
+    single = RolloutEngine(backbone, Deterministic(), 4, AnswerSampler(0.9)).rollout(questions[:2], 1, seed=1)
+    assert [count for count, width in rows if width == 1][:2] == [2, 2] and (10, 2) in rows
+    assert torch.equal(single.answer_ids[:, 0], rollouts.answer_ids[:, 0])
+    tokens = rollouts.answer_ids != backbone.pad_token_id  # the stop token of these models is the padding
+    for i, prompt in enumerate(backbone.encode_prompts(questions[:2])):
+        ends = [min(4, int(row.sum()) + 1) for row in tokens[i]]
+        assert rollouts.shared_steps[i] == len(prompt) + rollouts.num_latents[i, 0]
+        assert rollouts.token_steps[i] == rollouts.shared_steps[i] + sum(ends)

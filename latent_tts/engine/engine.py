@@ -118,11 +118,19 @@ class RolloutEngine:
         return self._parts.run(work, num_rollouts, rows_each=start.num_problems, most=most)
 
     def _draw(self, start: ThoughtState, num_rollouts: int, first_rollout: int) -> Rollouts:
-        if self.backbone.num_latents:
+        random_thoughts = self.sampler.random_thoughts and self.backbone.num_latents > 0
+        if random_thoughts:
             state = self.expand(start, num_rollouts, first_rollout)
         else:
-            state = self._encoded(start.fork(num_rollouts, first_rollout))
-        return self.as_rollouts(self.finish(state), start.prompts)
+            state = self._encoded(self._thought_through(start).fork(num_rollouts, first_rollout))
+        finished = self.finish(state)
+        return Rollouts.of(finished, start.prompts, self.sampler.prompt_sharing, shared_thoughts=not random_thoughts)
+
+    def _thought_through(self, state: ThoughtState) -> ThoughtState:
+        """The rows with all their thoughts, where these are the same for all rollouts of a problem."""
+        while state.step < self.backbone.num_latents and not (self.backbone.dynamic and bool(state.finished.all())):
+            state = self.expand(state)
+        return state
 
     @torch.inference_mode()
     def replay(self, start: ThoughtState, latents: Tensor, num_latents: Tensor) -> Rollouts:

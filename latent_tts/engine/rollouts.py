@@ -78,11 +78,23 @@ class Rollouts:
     shared_steps: Tensor
 
     @classmethod
-    def of(cls, finished: Finished, prompts: Sequence[Prompt], sharing: PromptSharing) -> Rollouts:
-        """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost."""
+    def of(
+        cls, finished: Finished, prompts: Sequence[Prompt], sharing: PromptSharing, shared_thoughts: bool = False
+    ) -> Rollouts:
+        """Gives the rows of B problems, N neighbours each, the shape (B, N), and adds up what each problem has cost.
+
+        Args:
+            finished: B * N rows.
+            prompts: B prompts.
+            sharing: How much of a prompt was encoded once for its N rows.
+            shared_thoughts: Whether their thoughts, which are the same then, were thought once.
+        """
         size = len(finished.num_latents) // len(prompts)
         shape, answers = (len(prompts), size), finished.answers
-        spent = (finished.num_latents + answers.num_tokens).view(shape).sum(dim=1).cpu()
+        thoughts = finished.num_latents.view(shape).cpu()  # (B, N)
+        shared = prompt_steps(prompts, 0, sharing) + (thoughts[:, 0] if shared_thoughts else 0)
+        spent = answers.num_tokens.view(shape).cpu() + (0 if shared_thoughts else thoughts)
+        own = prompt_steps(prompts, size, sharing) - prompt_steps(prompts, 0, sharing) + spent.sum(dim=1)  # (B,)
         starts = range(0, len(answers.texts), size)
         return cls(
             questions=[prompt.question for prompt in prompts],
@@ -93,8 +105,8 @@ class Rollouts:
             answer_ids=answers.ids.view(*shape, -1),
             texts=[answers.texts[start : start + size] for start in starts],
             answers=[answers.answers[start : start + size] for start in starts],
-            token_steps=prompt_steps(prompts, size, sharing) + spent,
-            shared_steps=prompt_steps(prompts, 0, sharing),
+            token_steps=shared + own,
+            shared_steps=shared,
         )
 
     def of_problems(self, index: Sequence[int]) -> Rollouts:

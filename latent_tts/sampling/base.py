@@ -47,6 +47,11 @@ class Sampler:
         return PromptSharing.ALL
 
     @property
+    def random_thoughts(self) -> bool:
+        """Whether the thoughts of a problem's rollouts differ; where not, they are thought once for all of them."""
+        return True
+
+    @property
     def random_answer(self) -> bool:
         """Whether the passes that answer are random too, so that the same thoughts can end in different answers."""
         return False

@@ -7,5 +7,9 @@ class Deterministic(Sampler):
     """No randomness: every rollout is the greedy one."""
 
     @property
+    def random_thoughts(self) -> bool:
+        return False
+
+    @property
     def label(self) -> str:
         return "greedy"
