@@ -112,6 +112,10 @@ class TrainingCLI(CommandLine):
         training = self.subcommand == "fit" and not config["trainer"]["fast_dev_run"]
         if training:
             self.folder.check(self.settings)
+            if config["ckpt_path"] is not None:
+                self.folder.checkpoint(config["ckpt_path"], self.module_name)
+        elif config["ckpt_path"] is not None:
+            checked(Path(config["ckpt_path"]), self.module_name)
         self.is_finished = training and config["ckpt_path"] is None and self.folder.is_finished(self.settings)
 
     def _options(self) -> dict[str, Any]:

@@ -82,13 +82,13 @@ class TrainingFolder:
         """
         if given is None and not self.last.exists():
             return None
-        path = self.last if given is None else Path(given)
+        path = checked(self.last if given is None else Path(given), module)
         if self.checkpoints.resolve() not in path.resolve().parents:
             raise UserError(
                 f"--ckpt_path {path} is no checkpoint of this training, which goes on from those in {self.checkpoints} alone: "
                 "to start from what another has trained, export it and give the folder as --model.backbone."
             )
-        return checked(path, module)
+        return path
 
 
 def checked(path: Path, module: str) -> Path:

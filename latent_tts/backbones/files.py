@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,12 +70,18 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
 
     folder = Path(folder)
     if (folder / "tokenizer.json").exists():
-        # Read as it stands: the class named in tokenizer_config.json may rebuild the tokenizer with other rules.
-        tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
-        return tokenizer
+        try:
+            # Read as it stands: the class named in tokenizer_config.json may rebuild the tokenizer with other rules.
+            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
+            return tokenizer
+        except Exception as error:  # the library's reader raises bare exceptions
+            raise UserError(
+                f"The tokenizer of {folder} cannot be read ({first_line(error)}): copy tokenizer.json and tokenizer_config.json "
+                "of the model into it again."
+            ) from error
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(
             f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it."
         ) from error
@@ -103,17 +109,47 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def read_config(folder: Path) -> Any:
+    """The configuration of a checkpoint folder.
+
+    Raises:
+        UserError: It cannot be read, or is of a family that the installed transformers does not have.
+    """
+    found = read_json(folder / "config.json")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # a field of a wrong type raises what the family's own checks raise
+        named = found.get("model_type")
+        raise UserError(
+            f"{folder / 'config.json'}, of model_type {named!r}, is no configuration that the installed transformers reads "
+            f"({first_line(error)}); docs/models.md lists families that serve."
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else says, in a few words."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+
+
 def made_with_fused_activations(folder: Path, make: Callable[[Any], PreTrainedModel]) -> PreTrainedModel:
     """A model that ``make`` makes of the config of a folder, with GPT-2's activation in transformers' fused form.
 
     It is the same function: ``gelu_new`` in seven element-wise operations makes a training step on a CPU 15 % slower. The
     model's config names it as the folder does, and so does what is exported.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     unfused = [field for field in ("activation_function", "hidden_act") if getattr(config, field, None) == "gelu_new"]
     for field in unfused:
         setattr(config, field, "gelu_pytorch_tanh")
-    model = make(config)
+    try:
+        model = make(config)
+    except (OSError, UserError, SafetensorError):
+        raise
+    except Exception as error:  # whatever a model's constructor makes of a configuration that nobody has tried
+        raise UserError(
+            f"No model can be made of {folder / 'config.json'} ({first_line(error)}); docs/models.md lists families that serve."
+        ) from error
     for field in unfused:
         setattr(model.config, field, "gelu_new")
     return model
@@ -137,9 +173,10 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
 
     try:
         model = made_with_fused_activations(folder, make)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"The model to start from, {str(folder)!r}, cannot be loaded: {reason}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"The model to start from, {str(folder)!r}, cannot be loaded ({first_line(error)}): is the download complete?"
+        ) from error
     check_wrapped([str(key) for key in info["unexpected_keys"]], str(folder))
     check_tied(
         _stored(folder, {key for pair in tied_keys(model).items() for key in pair}), tied_keys(model), str(folder)
@@ -167,7 +204,9 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: It cannot be read.
     """
     try:
-        content: dict[str, Any] = json.loads(file.read_text())
-        return content
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{file} cannot be read as JSON ({error}).") from error
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): is the download complete?") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} must hold an object with named fields, not {str(content)[:40]!r}.")
+    return content
