@@ -98,7 +98,7 @@ class CommandLine(LightningCLI):
         options = (self.config if self.subcommand is None else self.config[self.subcommand]).as_dict()
         trainer = options["trainer"]
         if trainer.get("profiler"):
-            logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)  # by which it is printed
+            logging.getLogger("lightning.pytorch.profilers.profiler").setLevel(logging.INFO)  # by which it is printed
         check_trainer(trainer, self.trainer_defaults, stage)
         check_machine(trainer)
         logged = logged_by(options["model"]["class_path"]) if self.subcommand is not None else None

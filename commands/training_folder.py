@@ -82,12 +82,14 @@ class TrainingFolder:
         """
         if given is None and not self.last.exists():
             return None
-        path = checked(self.last if given is None else Path(given), module)
+        path = self.last if given is None else Path(given)
+        found = read_checkpoint(path)
         if self.checkpoints.resolve() not in path.resolve().parents:
             raise UserError(
                 f"--ckpt_path {path} is no checkpoint of this training, which goes on from those in {self.checkpoints} alone: "
                 "to start from what another has trained, export it and give the folder as --model.backbone."
             )
+        _require_module(found, path, module)
         return path
 
 
@@ -97,10 +99,14 @@ def checked(path: Path, module: str) -> Path:
     Raises:
         UserError: It is missing, cut off, or of another module.
     """
-    found = read_checkpoint(path)["training"]["module"]
+    _require_module(read_checkpoint(path), path, module)
+    return path
+
+
+def _require_module(content: dict[str, Any], path: Path, module: str) -> None:
+    found = content["training"]["module"]
     if found != module:
         raise UserError(f"{path} is a checkpoint of {found}, and {module} is trained here: give another --output.")
-    return path
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
