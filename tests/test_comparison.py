@@ -206,6 +206,8 @@ def test_the_report_of_several_runs_prints_the_table_and_keeps_files_where_asked
     text = (out / "report.md").read_text()
     pictures = [line.split("(")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) >= 5 and all((out / picture).stat().st_size > 0 for picture in pictures)
+    page = (out / "report.html").read_text()
+    assert page.count("<figure") == len(pictures) and 'id="comparison"' in page and "12 problems, the same" in page
     assert not (base / "report.md").exists() and not (other / "report.md").exists()
 
 

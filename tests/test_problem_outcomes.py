@@ -84,3 +84,5 @@ def test_the_strategies_of_metrics_answer_a_problem_over_all_rollouts():
         "confidence_interval": {},
     }
     assert chosen_by(metrics) == [GREEDY, VOTING, BEST, BEAM]
+    fewer = metrics | {"evaluated": {"rollouts_drawn": 8}}
+    assert chosen_by(fewer) == [GREEDY, VOTING.at(8), BEST.at(8), BEAM]

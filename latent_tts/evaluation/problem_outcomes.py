@@ -105,9 +105,13 @@ FILTERS = {
 
 
 def chosen_by(metrics: Metrics) -> list[Strategy]:
-    """The strategies of the content of metrics.json that answer a problem, aggregations over all rollouts."""
-    top = metrics["num_rollouts"]
-    aggregations = [one.at(top) for one in curves(metrics) if one.kind == "aggregation"]
+    """The strategies of the content of metrics.json that answer a problem, aggregations over all rollouts that were drawn.
+
+    These are more than the metrics count where they were made for a smaller k.
+    """
+    drawn = (metrics.get("evaluated") or {}).get("rollouts_drawn")
+    found = {one: ks for one, ks in curves(metrics).items() if one.kind == "aggregation"}
+    aggregations = [one.at(drawn or max(ks)) for one, ks in found.items()]
     return [*answers(metrics), *aggregations, *searches(metrics)]
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.comparison import Comparison, ComparisonRow
-from latent_tts.evaluation.report.figure_files import save_figures
+from latent_tts.evaluation.report.figure_files import save_figures, to_embed
 from latent_tts.evaluation.report.figures.comparison import comparison_figures
+from latent_tts.evaluation.report.html import comparison_html
 from latent_tts.evaluation.run_folder import write_whole
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ _HEADER = ["", "accuracy in %", "minus baseline", "token steps"]
 
 
 def write_comparison(comparison: Comparison, output: Path) -> None:
-    """Writes OUTPUT/comparison.json, report.md and figures/ anew."""
+    """Writes OUTPUT/comparison.json, report.md, report.html and figures/ anew."""
     write_whole(output / COMPARISON_FILE, json.dumps(comparison.to_json(), indent=2) + "\n")
     saved = save_figures(comparison_figures(comparison), output / "figures")
     write_whole(output / "report.md", comparison_markdown(comparison, saved))
+    inside = {name: to_embed(output / path) for name, path in saved.items()}
+    write_whole(output / "report.html", comparison_html(comparison, inside, comparison_facts(comparison)))
 
 
 def print_comparison(comparison: Comparison, output: Path | None) -> None:
@@ -37,7 +40,7 @@ def print_comparison(comparison: Comparison, output: Path | None) -> None:
     for line in comparison_facts(comparison):
         console.print(line)
     if output is not None:
-        console.print(f"files: {output}/ (report.md, {COMPARISON_FILE}, figures/)", soft_wrap=True)
+        console.print(f"files: {output}/ (report.html, report.md, {COMPARISON_FILE}, figures/)", soft_wrap=True)
 
 
 def comparison_table(comparison: Comparison, narrow: bool = False) -> Table:

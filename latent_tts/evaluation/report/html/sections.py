@@ -77,7 +77,7 @@ def results(metrics: Metrics) -> Markup:
 
 def figures_section(drawn: Mapping[str, bytes], captions: Mapping[str, str] = CAPTIONS) -> Markup:
     """The figures, each inside the page, above what it shows."""
-    shown = [_figure(content, name, captions.get(name, name)) for name, content in drawn.items()]
+    shown = [_figure(content, name, captions.get(name, name.replace("_", " "))) for name, content in drawn.items()]
     return element("div", *shown, class_="figures") if shown else Markup("")
 
 
