@@ -12,6 +12,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from latent_tts.errors import UserError
 from latent_tts.evaluation.whole_files import whole_folder
+from lightning_modules.hyperparameters import restored
+from lightning_modules.sharding import whole_weights
 from lightning_modules.training_module import TrainingModule, read_checkpoint
 
 StorageType = Literal["float32", "bfloat16"]
@@ -48,10 +50,14 @@ class ExportModel(Callback):
             )
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        whole = whole_weights(pl_module)
         if not trainer.is_global_zero:
             return
-        assert isinstance(pl_module, TrainingModule)
         best = best_checkpoint(trainer) if self.options.weights == "best" else None
+        if whole is not None:  # what was shared out is put together in a module of its own
+            pl_module = type(pl_module)(**restored(type(pl_module), dict(pl_module.hparams)))
+            pl_module.load_state_dict(whole, strict=True)
         if best is not None:
             pl_module.load_state_dict(read_checkpoint(best)["state_dict"], strict=True)
         with whole_folder(self.folder) as aside:

@@ -63,8 +63,16 @@ class BackboneModule(TrainingModule):
         """The terms of a micro batch's loss: (terms,), with gradients."""
 
     def summed_loss(self, batch: Sequence[ReasoningExample]) -> tuple[Tensor, int]:
-        losses = self.losses(batch)
+        losses: Tensor = self.backbone(self.losses, batch)
         return losses.sum(), losses.numel()
+
+    @property
+    def trained(self) -> LatentBackbone:
+        return self.backbone
+
+    @property
+    def can_be_sharded(self) -> bool:
+        return self.lora is None
 
     # What an example takes of the model's positions: the data module leaves out those that take more than there are --------
 
@@ -104,7 +112,7 @@ class BackboneModule(TrainingModule):
         return [texts[0] for texts in engine.rollout(questions, num_rollouts=1).texts]
 
     def validation_step(self, batch: Sequence[ReasoningExample], batch_idx: int) -> None:
-        texts = self.generate([example.question for example in batch])
+        texts = self.backbone(self.generate, [example.question for example in batch])
         golds = [parse_answer(example.answer) for example in batch]
         right = [answers_equal(parse_answer(text), gold) for text, gold in zip(texts, golds, strict=True)]
         self.val_accuracy.update(torch.tensor(right, dtype=torch.float))

@@ -96,6 +96,10 @@ class ColarGRPOModule(BackboneModule):
         self.reference = [deepcopy(loaded).eval()] if grpo.kl_weight else []
         self.save_hyperparameters(options_of(self, locals()))
 
+    @property
+    def can_be_sharded(self) -> bool:
+        return False  # rollouts are drawn in the middle of a step, as many passes as they happen to take
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.grpo.num_updates > 1 and self.trainer.accumulate_grad_batches > 1:

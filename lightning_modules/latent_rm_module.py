@@ -132,6 +132,14 @@ class LatentRMModule(TrainingModule):
             )
 
     @property
+    def trained(self) -> LatentRewardModel:
+        return self.reward_model
+
+    @property
+    def can_be_sharded(self) -> bool:
+        return not self.reward_model.frozen
+
+    @property
     def max_positions(self) -> int | None:
         """Positions of a prompt and the latents of a rollout."""
         return longest_sequence(self.reward_model.transformer.config)

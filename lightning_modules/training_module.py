@@ -13,13 +13,16 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from latent_tts.errors import UserError
 from latent_tts.training.optimization import Optimization
 from lightning_modules.hyperparameters import restored
 from lightning_modules.lookahead import Lookahead
+from lightning_modules.sharding import ShardedStrategy, gather, gradients, offer_sharding, release, shard
+
+offer_sharding()
 
 SUPPORTED_PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -124,15 +127,37 @@ class TrainingModule(LightningModule):
             raise UserError(
                 f"--trainer.precision {trainer.precision} does not fit this training: give 32-true or bf16-mixed."
             )
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)):
             raise UserError(
                 f"--trainer.strategy {type(trainer.strategy).__name__} splits the model, which this training does not support: "
-                "give auto or ddp."
+                "give auto, ddp or fsdp."
             )
+        if isinstance(trainer.strategy, ShardedStrategy) and not self.can_be_sharded:
+            raise UserError(f"--trainer.strategy fsdp does not fit {self.__class__.__name__} as it is set: give ddp.")
         if getattr(trainer, "overfit_batches", 0):
             raise UserError(
                 "--trainer.overfit_batches would replace the order of the batches: give --trainer.limit_train_batches."
             )
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part with the weights, whose call is what a step computes."""
+        raise NotImplementedError
+
+    @property
+    def can_be_sharded(self) -> bool:
+        """Whether gradients and momenta can be shared out over processes (`lightning_modules.sharding`)."""
+        return True
+
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            shard(self.trained, self.trainer.strategy.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        gather(self.trained)
+
+    def on_validation_end(self) -> None:
+        release(self.trained)
 
     def teardown(self, stage: str) -> None:
         if stage == "fit":
@@ -181,8 +206,9 @@ class TrainingModule(LightningModule):
         total = torch.as_tensor(self.trainer.strategy.reduce(terms, reduce_op="sum"))
         # No term: no gradient either.
         scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / total.clamp(min=1).float()
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, scale)
+        release(self.trained)
+        if found := gradients(self):
+            torch._foreach_mul_(found, scale)
         self.num_terms = 0
 
     # Optimizer --------------------------------------------------------------------------------------------------------

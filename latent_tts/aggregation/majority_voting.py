@@ -29,6 +29,10 @@ from torch import Tensor
 
 from latent_tts.aggregation.base import Aggregate, Named, answer_classes, check_ks, class_credits
 
+_NEGLIGIBLE = (
+    1e-24  # a chance of a count that cannot be seen in the sums, which are of the order of 1 / sqrt(N) or more
+)
+
 
 @dataclass(frozen=True)
 class MajorityVoting(Named):
@@ -98,13 +102,18 @@ def _contested(mine: np.ndarray, top: int, others: list[int], blanks: int, k: in
     """Probability of winning with a count of 1..top, where other classes can tie or win."""
     if top < 1:
         return 0.0
-    counts, priorities, weights = _rows(top, others, k)
+    reached = [j for j in range(1, top + 1) if mine[j] > _NEGLIGIBLE]
+    if not reached:
+        return 0.0
+    counts, priorities, weights = _rows(reached, others, k)
     first_row = np.searchsorted(counts, np.arange(top + 2))  # rows are sorted by count
     product = np.broadcast_to(_binomial(blanks, rate, k), (len(counts), k + 1))  # (rows, degree)
     for size in others:
         terms = _binomial(size, rate, k)
         longer = terms[0] * product
-        for m in range(1, min(size, top) + 1):
+        for m in range(1, min(size, reached[-1]) + 1):
+            if terms[m] < _NEGLIGIBLE:
+                continue
             rows, tied = slice(first_row[m], None), first_row[m + 1] - first_row[m]
             factors = np.full(len(counts) - first_row[m], terms[m])
             factors[:tied] *= priorities[rows][:tied]  # rows with count m: a tie, lost with chance 1 - y
@@ -113,10 +122,10 @@ def _contested(mine: np.ndarray, top: int, others: list[int], blanks: int, k: in
     return float((weights * mine[counts] * product[np.arange(len(counts)), k - counts]).sum())
 
 
-def _rows(top: int, others: list[int], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One row for each count j = 1..top and each node y of its quadrature: (counts, priorities, weights)."""
+def _rows(reached: list[int], others: list[int], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One row for each count j, in ascending order, and each node y of its quadrature: (counts, priorities, weights)."""
     counts, priorities, weights = [], [], []
-    for j in range(1, top + 1):
+    for j in reached:
         max_ties = min(sum(size >= j for size in others), (k - j) // j)
         nodes, node_weights = _gauss_legendre(max_ties // 2 + 1)
         counts.append(np.full(len(nodes), j))

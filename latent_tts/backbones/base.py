@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.backbones.vocabulary import scores_of
 from latent_tts.backbones.weights import tied_keys
 from latent_tts.errors import UserError
+
+R = TypeVar("R")
 
 START_OF_THOUGHT = "<|start-latent|>"
 END_OF_THOUGHT = "<|end-latent|>"
@@ -92,6 +94,10 @@ class LatentBackbone(Freezable, ABC):
         """The output layer, whose weights may be the input embeddings' too."""
         layer: nn.Module | None = self.model.get_output_embeddings()
         return layer
+
+    def forward(self, work: Callable[..., R], *arguments: Any) -> R:
+        """What ``work`` gives: what wraps a module, to gather its weights where they are shared out, sees its calls alone."""
+        return work(*arguments)
 
     # Layout on disk -------------------------------------------------------------------------------------------------
 
