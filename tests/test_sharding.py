@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,8 @@ def test_a_training_that_is_shared_out_is_the_training_of_ddp(kind, workplace, t
 def test_what_cannot_be_shared_out_is_refused(workplace):
     adapters = make_module(workplace, lora=LoRA(r=2))
     options = {"accumulate_grad_batches": 1, "precision": "32-true", "strategy": ShardedStrategy()}
-    adapters._trainer = SimpleNamespace(**options)
+    trainer: Any = SimpleNamespace(**options)
+    adapters._trainer = trainer
     with pytest.raises(UserError, match="fsdp does not fit CoconutModule as it is set: give ddp"):
         adapters.refuse_what_is_decided_here()
     frozen = load_backbone(workplace / "backbone").requires_grad_(False)
