@@ -24,5 +24,6 @@ class WholeCheckpoints(TorchCheckpointIO):
             return
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with put_in_place(file) as aside:
-            torch.save(checkpoint, aside)
+        # by Python's file: torch's own says of a full disk that it found an unexpected position
+        with put_in_place(file) as aside, aside.open("wb") as stream:
+            torch.save(checkpoint, stream)

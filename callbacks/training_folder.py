@@ -29,12 +29,14 @@ class KeepLast(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._written = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.minutes is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Between two optimizer steps, where Lightning counts the batches before as completed.
+
+        At the end of a batch it does not, and a training with a validation that went on from there took other steps.
+        """
+        if self.minutes is None or batch_idx == 0 or batch_idx % trainer.accumulate_grad_batches:
             return  # gradients of a window that is not complete are in no checkpoint
-        if batch_idx + 1 < trainer.num_training_batches and self._is_due(trainer, self.minutes):
+        if self._is_due(trainer, self.minutes):
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -43,11 +43,20 @@ def main_guard(run: Callable[[], object]) -> int:
     except Exception as error:
         if STARTER.has_died():  # whatever went wrong, the cause is that a rank is missing
             return RankDied.exit_code
+        if rank() and is_lost_connection(error):  # rank 0 ends, and says why
+            print(f"rank {rank()} stops: its connection to another rank was lost", file=sys.stderr, flush=True)
+            return RankDied.exit_code
         if (why := no_room(error)) is None:
             raise
         report_error(f"cannot go on ({why}): make room or mend that, and the same command goes on", everywhere=True)
         return UserError.exit_code
     return 0
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective call has failed because another rank is gone; torch has no one class for it."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return "DistNetworkError" in names or "Connection closed by peer" in str(error)
 
 
 def write_in_any_encoding() -> None:

@@ -19,6 +19,7 @@ from commands.guard import main_guard
 from latent_tts.errors import UserError
 from latent_tts.evaluation.run_folder import write_whole
 from latent_tts.evaluation.whole_files import no_room, put_in_place, whole_folder
+from tests.soak.full_disk import small_disk
 
 
 class FullError(OSError):
@@ -88,8 +89,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_good_one(tmp_path, 
     monkeypatch.setattr("tempfile.mkstemp", None)
     writer.save_checkpoint({"step": torch.tensor(1)}, path)
 
-    def cut_off(content: Any, file: Path) -> None:
-        file.write_bytes(b"PK")
+    def cut_off(content: Any, file: Any) -> None:
+        file.write(b"PK")
         raise FullError
 
     monkeypatch.setattr("torch.save", cut_off)
@@ -117,6 +118,31 @@ def test_a_full_disk_is_one_sentence_however_a_library_wraps_it(capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: cannot go on (") and "No space left on device" in error
         assert error.endswith("the same command goes on\n") and error.count("\n") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or os.getuid() != 0, reason="a small disk is mounted, which only root may")
+def test_a_checkpoint_on_a_disk_that_is_too_small_is_that_sentence(tmp_path, capsys):
+    """torch's own writer of files would only say that it found an unexpected position."""
+    content = {"weights": torch.zeros(2_000_000)}
+    try:
+        with small_disk(tmp_path / "disk", megabytes=1) as disk:
+            assert main_guard(lambda: WholeCheckpoints().save_checkpoint(content, disk / "last.ckpt")) == 2
+            assert files(disk) == {}
+    except PermissionError as error:
+        pytest.skip(f"no disk can be mounted here: {error}")
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_rank_whose_peer_is_gone_ends_without_a_traceback(monkeypatch, capsys):
+    def lose() -> None:
+        raise torch.distributed.DistNetworkError("Failed to recv, got 0 bytes.")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main_guard(lose) == 1
+    assert capsys.readouterr().err == "rank 1 stops: its connection to another rank was lost\n"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(torch.distributed.DistNetworkError):
+        main_guard(lose)
 
 
 def test_other_errors_keep_their_traceback():

@@ -66,12 +66,12 @@ def test_a_kill_within_an_epoch_changes_nothing(kind, model, tmp_path):
     options = {"schedule": "cosine", "warmup_steps": 2, "global_batch_size": 8}
     whole = Batches()
     straight = KINDS[kind](model, **options)
-    make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[whole]).fit(straight, make_data(tmp_path, 2))
+    make_trainer(max_epochs=3, limit_val_batches=1, callbacks=[whole]).fit(straight, make_data(tmp_path, 2))
     file = tmp_path / "last.ckpt"
     first, second = Batches(), Batches()
     trainer = make_trainer(
         max_epochs=3,
-        limit_val_batches=0,
+        limit_val_batches=1,
         callbacks=[first, Kill(1, 6), KeepLast(file, minutes=0.0)],
         enable_checkpointing=True,
     )
@@ -80,7 +80,7 @@ def test_a_kill_within_an_epoch_changes_nothing(kind, model, tmp_path):
     checkpoint = torch.load(file, weights_only=True)
     assert (checkpoint["global_step"], checkpoint["epoch"]) == (3, 1)
     resumed = KINDS[kind](model, **options)
-    trainer = make_trainer(max_epochs=3, limit_val_batches=0, callbacks=[second])
+    trainer = make_trainer(max_epochs=3, limit_val_batches=1, callbacks=[second])
     trainer.fit(resumed, make_data(tmp_path, 2), ckpt_path=file, weights_only=True)
     assert first.seen[:12] + second.seen == whole.seen  # 8 of the first epoch and 4 of the second
     assert torch.equal(flat_weights(resumed), flat_weights(straight))

@@ -14,11 +14,10 @@ from tests.soak.workload import Workload, workloads
 
 SHARES = {"evaluation": (0.05, 0.5, 0.9), "annotation": (0.5,), "reward": (0.3, 0.8), "backbone": (0.3, 0.8)}
 """How much of what a run writes there is room for."""
-_SIZE = 256  # MiB
 
 
 @contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
+def small_disk(folder: Path, megabytes: int = 256) -> Iterator[Path]:
     """A file system of its own in memory.
 
     Raises:
@@ -26,7 +25,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={_SIZE}m", "tmpfs", str(folder)],
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)],
         capture_output=True,
         text=True,
         check=False,
