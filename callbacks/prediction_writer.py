@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.protocols import evaluation_module, problem_source
 from latent_tts import __version__
 from latent_tts.errors import UserError
+from latent_tts.evaluation.growth import EarlierRecords, Place, find_place
+from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path
 from latent_tts.evaluation.provenance import now, provenance
 from latent_tts.evaluation.records import Record
@@ -22,11 +24,11 @@ from latent_tts.evaluation.run_folder import (
     FinishedProblems,
     Golds,
     Settings,
-    check_folder,
     read_run,
     write_run,
     write_whole,
 )
+from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 
 class PredictionWriter(Callback):
@@ -48,6 +50,8 @@ class PredictionWriter(Callback):
         self.settings: Settings = dict(settings or {})
         self.config = config
         self.finished: FinishedProblems | None = None
+        self.place = Place(self.output, self.output)
+        self._latents: LatentFiles | None = None
         self._provenance: dict[str, Any] = {}
         self._earlier: dict[str, Any] = {}
         self._writer: RecordWriter | None = None
@@ -56,22 +60,30 @@ class PredictionWriter(Callback):
         """Checks the folder and counts what is there; a UserError leaves everything as it was."""
         module, data = evaluation_module(pl_module), problem_source(trainer)
         self.settings |= module.settings() | {"trainer.precision": trainer.precision}
-        check_folder(self.output, self.settings)
-        self._began, self._started, self._earlier = time.monotonic(), now(), read_run(self.output) or {}
+        self.place = find_place(self.output, self.settings)
+        self._began, self._started, self._earlier = (
+            time.monotonic(),
+            now(),
+            read_run(self.place.folder) or read_run(self.output) or {},
+        )
         device, precision = trainer.strategy.root_device, str(trainer.precision)
         self._provenance = provenance(__version__, device, precision, trainer.world_size) | {
             "evaluated": module.evaluated()
         }
         golds = None
-        if any(prediction_files(self.output)):
+        if any(prediction_files(self.output)) or self.place.grows:
             golds = Golds(
                 {problem.problem_id: problem.gold for problem in data.problems()}, module.evaluator.answer_rule
             )
-        self.finished = FinishedProblems(self.output, golds, trainer.global_rank, trainer.world_size)
+        earlier = EarlierRecords(self.place, golds) if self.place.grows else None
+        module.earlier = earlier
+        self.finished = FinishedProblems(self.place.folder, golds, trainer.global_rank, trainer.world_size)
         for record in self.finished.records_to_count():
             module.metrics.update(record)
         trainer.strategy.barrier("what is on disk is read")  # before any rank changes it
         self.finished.bring_up_to_date()
+        if module.evaluator.keep_latents:
+            self._open_latents(trainer, module, {} if earlier is None else earlier.num_rollouts)
         if trainer.is_global_zero and self.finished.news():
             print(self.finished.news())
         data.leave_out(self.finished.__contains__)
@@ -88,14 +100,32 @@ class PredictionWriter(Callback):
         module = evaluation_module(pl_module)
         records: Sequence[Record] = outputs
         assert self.finished is not None
-        for record in records:
-            if record.problem_id not in self.finished:
-                self._append(record, trainer.global_rank)
-                module.metrics.update(record)
+        new = [record for record in records if record.problem_id not in self.finished]
+        thought = {record.problem_id: module.evaluator.thought.get(record.problem_id) for record in new}
+        self._append(new, {one: kept for one, kept in thought.items() if kept is not None}, trainer.global_rank)
+        for record in new:
+            module.metrics.update(record)
+
+    def _open_latents(self, trainer: Trainer, module: ParallelTTSModule, earlier: Mapping[str, int]) -> None:
+        """What is kept already, after what a kill has left without its record is cut out."""
+        assert self.finished is not None
+        if trainer.is_global_zero:
+            LatentFiles(self.output).cut_to({**earlier, **self.finished.num_rollouts})
+        trainer.strategy.barrier("latents without a record are gone")
+        self._latents = module.evaluator.kept = LatentFiles(self.output)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes that the run is finished, where it was not before."""
-        if trainer.is_global_zero and (self._writer is not None or self._earlier.get("finished") is None):
+        """Notes that the run is finished, where it was not before; larger records take the place of the smaller ones."""
+        if self.place.grows:
+            self._close()
+            trainer.strategy.barrier("all larger records are written")
+            if trainer.is_global_zero:
+                self.place.settle()
+                write_run(self.output, self._run(finished=now()))
+                if self.config:
+                    write_whole(self.output / CONFIG_FILE, self.config)
+                self.place.clear()
+        elif trainer.is_global_zero and (self._writer is not None or self._earlier.get("finished") is None):
             write_run(self.output, self._run(finished=now()))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,7 +134,7 @@ class PredictionWriter(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._writer is not None and trainer.is_global_zero:
             with suppress(OSError):  # a full disk is what may have ended the run
-                write_run(self.output, self._run(finished=None))
+                write_run(self.place.folder, self._run(finished=None))
         self._close()
 
     def _close(self) -> None:
@@ -112,12 +142,16 @@ class PredictionWriter(Callback):
             self._writer.close()
             self._writer = None
 
-    def _append(self, record: Record, rank: int) -> None:
+    def _append(self, records: Sequence[Record], latents: Mapping[str, KeptLatents], rank: int) -> None:
+        """Latents first: those without a record are cut out by the next run, a record without them would stay so."""
         try:
-            if self._writer is None:
-                self._write_configuration(rank)
-                self._writer = RecordWriter(prediction_path(self.output, rank))
-            self._writer.append(record)
+            if self._latents is not None:
+                self._latents.add(rank, latents)
+            for record in records:
+                if self._writer is None:
+                    self._write_configuration(rank)
+                    self._writer = RecordWriter(prediction_path(self.place.folder, rank))
+                self._writer.append(record)
         except OSError as error:
             raise UserError(
                 f"Cannot write to {self.output}: {error.strerror or error}; make room or use another --output, and run the same "
@@ -126,9 +160,9 @@ class PredictionWriter(Callback):
 
     def _write_configuration(self, rank: int) -> None:
         """Every rank writes what a run needs to go on: whichever is first, no record is ever without its settings."""
-        write_run(self.output, self._run(finished=None), rank)
+        write_run(self.place.folder, self._run(finished=None), rank)
         if self.config:
-            write_whole(self.output / CONFIG_FILE, self.config, rank)
+            write_whole(self.place.folder / CONFIG_FILE, self.config, rank)
 
     def _run(self, finished: str | None) -> dict[str, Any]:
         """The content of run.json; `seconds` adds up over the processes that have worked in the folder."""

@@ -17,6 +17,7 @@ from latent_tts.backbones.kinds import KindName
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
+from latent_tts.evaluation.completion import Earlier
 from latent_tts.evaluation.controls import ControlName, control_of, other_problems
 from latent_tts.evaluation.evaluator import Evaluator
 from latent_tts.evaluation.records import Record
@@ -60,6 +61,7 @@ class ParallelTTSModule(LightningModule):
         answer_rule: When two answers are equal: tolerance compares values, strict is the published rule (equal floats).
         answer_sampler: How the answer tokens of rollouts and searches are drawn (temperature, top_p); by default they are the
             most probable ones. The greedy answer always is.
+        keep_latents: Whether the latents of all rollouts are kept beside the records (docs/runs.md says how large they are).
         latent_control: Whether answers owe anything to the latents: they are decoded after zero (zeros), shuffle (the thoughts on
             the problem before in the data) or truncate (the first truncate_after thoughts) in place of what was thought.
         truncate_after: Thoughts that latent_control truncate leaves, from 0.
@@ -86,6 +88,7 @@ class ParallelTTSModule(LightningModule):
         max_written_tokens: int = 256,
         answer_rule: AnswerRule = "tolerance",
         answer_sampler: AnswerSampler | None = None,
+        keep_latents: bool = False,
         latent_control: ControlName | None = None,
         truncate_after: int | None = None,
     ) -> None:
@@ -111,7 +114,9 @@ class ParallelTTSModule(LightningModule):
             answer_rule,
             None if self.written is None else RolloutEngine(self.written, max_answer_tokens=max_written_tokens),
             control,
+            keep_latents,
         )
+        self.earlier: Earlier | None = None
         self._names = [name if isinstance(name, str) else None for name in (backbone, reward_model, written)]
         self.metrics = EvaluationMetrics(
             num_rollouts, self.backbone.num_latents, parts, list(self.evaluator.searches), self.written is not None
@@ -137,6 +142,7 @@ class ParallelTTSModule(LightningModule):
                 | self._answer_settings()
                 | self._written_settings()
                 | self._control_settings()
+                | ({"keep_latents": True} if evaluator.keep_latents else {})
             }
         )
 
@@ -207,7 +213,7 @@ class ParallelTTSModule(LightningModule):
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
         """One record a problem, in the batch's order."""
-        return self.evaluator.evaluate(batch)
+        return self.evaluator.evaluate(batch, self.earlier)
 
     @property
     def rollouts_per_second(self) -> float | None:

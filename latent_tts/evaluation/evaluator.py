@@ -13,16 +13,26 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latent_tts.aggregation import Aggregation
 from latent_tts.answers import AnswerRule, answers_equal
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.engine.prompts import Prompt
-from latent_tts.engine.rollouts import Rollouts
+from latent_tts.engine.rollouts import Rollouts, join_rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
+from latent_tts.evaluation.clock import RolloutClock
+from latent_tts.evaluation.completion import (
+    Earlier,
+    Have,
+    restored_answers,
+    restored_rollouts,
+    think,
+)
 from latent_tts.evaluation.controls import LatentControl
+from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, SearchRecord, TokenSteps, rounded
 from latent_tts.evaluation.strategies import make_aggregations, of_search
 from latent_tts.evaluation.summary import choose
@@ -33,26 +43,6 @@ from latent_tts.sampling import Deterministic, PromptSharing
 from latent_tts.search import Search, SearchResult
 
 R = TypeVar("R")
-
-
-@dataclass
-class RolloutClock:
-    """Rollouts that were drawn, and the seconds that it took."""
-
-    seconds: float = 0.0
-    num_rollouts: int = 0
-
-    @property
-    def rollouts_per_second(self) -> float | None:
-        """None before the first."""
-        return self.num_rollouts / self.seconds if self.num_rollouts else None
-
-    def add(self, started: float, num_rollouts: int, device: torch.device) -> None:
-        """Counts rollouts since a moment of `time.perf_counter`; a GPU is waited for."""
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        self.seconds += time.perf_counter() - started
-        self.num_rollouts += num_rollouts
 
 
 @dataclass(frozen=True)
@@ -83,6 +73,11 @@ class Evaluator:
         answer_rule: When an answer equals the gold one.
         written_engine: Of a model that reasons in writing, whose greedy answers are kept beside those of the latent one.
         control: Replaces the latents before the answers, of the rollouts and of the greedy one.
+        keep_latents: Whether `thought` holds the latents of the problems evaluated last.
+
+    Attributes:
+        thought: The latents of the problems of the latest `evaluate`, by id, where they are to be kept.
+        kept: Where the latents of earlier records are; None where they are thought again.
 
     Raises:
         UserError: N below 1, an aggregation or search that needs a reward model without one, a reward model of another size or
@@ -100,6 +95,7 @@ class Evaluator:
         answer_rule: AnswerRule = "tolerance",
         written_engine: RolloutEngine | None = None,
         control: LatentControl | None = None,
+        keep_latents: bool = False,
     ) -> None:
         if num_rollouts < 1:
             raise UserError(
@@ -112,7 +108,9 @@ class Evaluator:
         self.aggregations = list(aggregations)
         self.searches = {of_search(search): search for search in searches}
         self.num_rollouts, self.seed, self.answer_rule = num_rollouts, seed, answer_rule
-        self.control = control
+        self.control, self.keep_latents = control, keep_latents
+        self.thought: dict[str, KeptLatents] = {}
+        self.kept: LatentFiles | None = None
         self.clock = RolloutClock()
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
         self._rollout_parts = FittingParts("rollouts of one problem")
@@ -146,20 +144,39 @@ class Evaluator:
             )
 
     @torch.inference_mode()
-    def evaluate(self, problems: Sequence[Problem]) -> list[Record]:
+    def evaluate(self, problems: Sequence[Problem], earlier: Earlier | None = None) -> list[Record]:
         """One record a problem, in their order.
+
+        Args:
+            problems: To think about.
+            earlier: The smaller records that there are: what they lack is added, and nothing else is drawn.
 
         Raises:
             UserError: Not even one problem with one rollout fits in memory.
         """
+        self.thought = {}
         try:
-            parts = self._problem_parts.run(lambda first, end: self._evaluate(problems[first:end]), len(problems))
+            parts = self._problem_parts.run(
+                lambda first, end: self._evaluate_or_complete(problems[first:end], earlier), len(problems)
+            )
         except DoesNotFitError as error:
             raise UserError(
                 f"Not even one problem with one rollout fits in the memory of {self.engine.backbone.device}: take "
                 "--model.dtype bfloat16, a smaller --model.max_answer_tokens, or a device with more room."
             ) from error
         return [record for part in parts for record in part]
+
+    def _evaluate_or_complete(self, problems: Sequence[Problem], earlier: Earlier | None) -> list[Record]:
+        """In groups of problems whose earlier records hold the same."""
+        found = [None if earlier is None else earlier(problem.problem_id) for problem in problems]
+        have = [None if record is None else Have.of(record) for record in found]
+        made: dict[int, Record] = {}
+        for group in dict.fromkeys(have):
+            places = [i for i, one in enumerate(have) if one == group]
+            some, records = [problems[i] for i in places], [record for i in places if (record := found[i]) is not None]
+            done = self._evaluate(some) if group is None else self._complete(some, records, group)
+            made |= zip(places, done, strict=True)
+        return [made[i] for i in range(len(problems))]
 
     def _evaluate(self, problems: Sequence[Problem]) -> list[Record]:
         questions, ids = [problem.question for problem in problems], [problem.problem_id for problem in problems]
@@ -173,10 +190,94 @@ class Evaluator:
             greedy=self._greedy(start, problems),
             written=None if self.written_engine is None else self.written_engine.rollout(questions, num_rollouts=1),
             scores=self._scores(questions, rollouts),
-            found=self._search(questions, ids, start),
+            found=self._search(questions, ids, start, self._by_key()),
         )
+        self._note(ids, rollouts)
         records = [self._record(problem, i, drawn) for i, problem in enumerate(problems)]
         return [replace(record, chosen=choose(record, self.aggregations)) for record in records]
+
+    def _note(self, ids: Sequence[str], rollouts: Rollouts) -> None:
+        if self.keep_latents:
+            latents, counts = rollouts.latents.float().cpu(), rollouts.num_latents.cpu()
+            self.thought |= {one: KeptLatents(latents[i], counts[i]) for i, one in enumerate(ids)}
+
+    # Completion -----------------------------------------------------------------------------------------------------
+
+    def _complete(self, problems: Sequence[Problem], earlier: Sequence[Record], have: Have) -> list[Record]:
+        """The records with what they lack; rollouts, answers and searches that they hold stay."""
+        questions, ids = [one.question for one in problems], [one.problem_id for one in problems]
+        searches = {key: one for key, one in self._by_key().items() if key not in have.searches}
+        thinks = have.num_rollouts < self.num_rollouts or (self.reward_model is not None and not have.scored)
+        thinks = thinks or (self.keep_latents and not self._all_kept(ids, have.num_rollouts))
+        start = self.engine.start(questions, self.seed, ids) if thinks or searches else None
+        records = list(earlier)
+        found: dict[str, SearchResult] = {}
+        if start is not None:
+            records = self._with_rollouts(problems, records, have, start) if thinks else records
+            found = self._search(questions, ids, start, searches)
+        written = None
+        if self.written_engine is not None and not have.written:
+            written = self.written_engine.rollout(questions, num_rollouts=1)
+        return [
+            self._whole(replace(record, written=old.written), problem, i, old.search, found, written)
+            for i, (record, problem, old) in enumerate(zip(records, problems, earlier, strict=True))
+        ]
+
+    def _whole(
+        self,
+        record: Record,
+        problem: Problem,
+        i: int,
+        search: dict[str, SearchRecord],
+        found: dict[str, SearchResult],
+        written: Rollouts | None,
+    ) -> Record:
+        """A record with the searches that it had and those found now, written reasoning and what is chosen."""
+        searches = search | self._search_records(problem, i, found)
+        if written is not None:
+            record = replace(record, written=self._written_record(problem, i, written))
+        record = replace(record, search={key: searches[key] for key in self._by_key()})
+        return replace(record, chosen=choose(record, self.aggregations))
+
+    def _with_rollouts(
+        self, problems: Sequence[Problem], earlier: Sequence[Record], have: Have, start: ThoughtState
+    ) -> list[Record]:
+        """The records with all N rollouts, scored."""
+        questions, ids = [one.question for one in problems], [one.problem_id for one in problems]
+        rollouts = restored_rollouts(earlier, self._latents(ids, have.num_rollouts, start))
+        missing = self.num_rollouts - have.num_rollouts
+        if missing:
+            started = time.perf_counter()
+            new = self.engine.rollout_from(start, missing, have.num_rollouts)
+            self.clock.add(started, len(problems) * missing, self.engine.backbone.device)
+            rollouts = join_rollouts([replace(rollouts, answer_ids=new.answer_ids[:, :0]), new])
+        self._note(ids, rollouts)
+        greedy = [record.greedy for record in earlier]
+        drawn = _Drawn(
+            prompts=start.prompts,
+            rollouts=rollouts,
+            greedy=restored_answers(earlier, greedy, [record.token_steps.greedy for record in earlier]),
+            written=None,
+            # all of them again, packed as they would be: a score's last digit depends on what is scored beside it
+            scores=self._scores(questions, rollouts),
+            found={},
+        )
+        return [self._record(problem, i, drawn) for i, problem in enumerate(problems)]
+
+    def _latents(self, ids: Sequence[str], num_rollouts: int, start: ThoughtState) -> Tensor:
+        """Of the first rollouts (B, n, T, D): as they are kept, or thought again."""
+        if self.kept is None or not self._all_kept(ids, num_rollouts):
+            return think(self.engine, start, num_rollouts)
+        backbone = self.engine.backbone
+        found = [self.kept.read(one).latents[:num_rollouts] for one in ids]
+        padded = [pad(one, (0, 0, 0, backbone.num_latents - one.shape[1])) for one in found]
+        return torch.stack(padded).to(backbone.device, start.latents.dtype)
+
+    def _all_kept(self, ids: Sequence[str], num_rollouts: int) -> bool:
+        return self.kept is not None and all(self.kept.num_rollouts(one) >= num_rollouts for one in ids)
+
+    def _by_key(self) -> dict[str, Search]:
+        return {strategy.key: search for strategy, search in self.searches.items()}
 
     # Steps ----------------------------------------------------------------------------------------------------------
 
@@ -200,20 +301,24 @@ class Evaluator:
         if model is None:
             return None
         parts = self._over_rollouts(
-            lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]), len(questions)
+            lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]),
+            len(questions),
+            latents.shape[1],
         )
         return torch.cat(parts, dim=1).cpu()
 
-    def _search(self, questions: Sequence[str], ids: list[str], start: ThoughtState) -> dict[str, SearchResult]:
+    def _search(
+        self, questions: Sequence[str], ids: list[str], start: ThoughtState, searches: dict[str, Search]
+    ) -> dict[str, SearchResult]:
         scorer: Any = self.reward_model  # None only where no search needs one
         return {
-            strategy.key: search.search(self.engine, scorer, questions, self.seed, ids, start)
-            for strategy, search in self.searches.items()
+            key: search.search(self.engine, scorer, questions, self.seed, ids, start)
+            for key, search in searches.items()
         }
 
-    def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int) -> list[R]:
+    def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int, num_rollouts: int) -> list[R]:
         """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""
-        return self._rollout_parts.run(work, self.num_rollouts) if num_problems == 1 else [work(0, self.num_rollouts)]
+        return self._rollout_parts.run(work, num_rollouts) if num_problems == 1 else [work(0, num_rollouts)]
 
     # Records --------------------------------------------------------------------------------------------------------
 
@@ -228,21 +333,22 @@ class Evaluator:
             gold=problem.gold,
             greedy=AnswerRecord(*self._judged(problem, greedy.texts[i][0], greedy.answers[i][0])),
             rollouts=self._rollout_records(problem, i, drawn),
-            search={
-                key: SearchRecord(
-                    *self._judged(problem, result.texts[i], result.answers[i]), int(result.token_steps[i])
-                )
-                for key, result in drawn.found.items()
-            },
+            search=self._search_records(problem, i, drawn.found),
             diversity=tuple(rounded([None if math.isnan(value) else value for value in per_step])),
             token_steps=self._token_steps(i, drawn),
             chosen={},
-            written=None
-            if written is None
-            else SearchRecord(
-                *self._judged(problem, written.texts[i][0], written.answers[i][0]), int(written.token_steps[i])
-            ),
+            written=None if written is None else self._written_record(problem, i, written),
         )
+
+    def _search_records(self, problem: Problem, i: int, found: dict[str, SearchResult]) -> dict[str, SearchRecord]:
+        return {
+            key: SearchRecord(*self._judged(problem, one.texts[i], one.answers[i]), int(one.token_steps[i]))
+            for key, one in found.items()
+        }
+
+    def _written_record(self, problem: Problem, i: int, written: Rollouts) -> SearchRecord:
+        judged = self._judged(problem, written.texts[i][0], written.answers[i][0])
+        return SearchRecord(*judged, int(written.token_steps[i]))
 
     def _rollout_records(self, problem: Problem, i: int, drawn: _Drawn) -> tuple[RolloutRecord, ...]:
         rollouts, num_latents = drawn.rollouts, drawn.rollouts.num_latents[i].tolist()

@@ -64,6 +64,20 @@ class RunRecords:
         return read_records(prediction_files(self.output))
 
 
+def record_at(path: Path, offset: int) -> Record:
+    """The record whose line begins at a byte of a file.
+
+    Raises:
+        UserError: There is none.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        try:
+            return Record.from_json(json.loads(file.readline()))
+        except ValueError as error:
+            raise UserError(f"{path} was changed while a run was reading it: run the same command again.") from error
+
+
 def _record(row: Any, path: Path, number: int) -> Record:
     try:
         return Record.from_json(row)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from latent_tts.evaluation.whole_files import put_in_place
 Settings = dict[str, Any]
 """Flat: `model.num_rollouts` -> 16. Two runs may share a folder only when all of it agrees."""
 
-_GROWING = ("data.limit", "data.size")  # settings that may grow from one run in a folder to the next
+_NO_GROWTH = ("model.latent_control", "model.adaptive")
+"""What a record holds under these depends on all of its rollouts: runs with them take more problems, and nothing else."""
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.json"
 
 
@@ -51,19 +52,57 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Settings:
 def differences(stored: Settings, current: Settings) -> list[str]:
     """One phrase for each setting in which two runs differ, such as `model.seed was 0 and is 1 now`.
 
-    A larger `data.limit` or `data.size` is no difference: the run goes on with the further problems.
+    What may grow (`MORE_PROBLEMS`, `MORE_OF_EACH`) and does is no difference: the run goes on with what is missing.
     """
     keys = [*stored, *(key for key in current if key not in stored)]
     return [
         f"{key} was {_shown(stored.get(key))} and is {_shown(current.get(key))} now"
         for key in keys
-        if stored.get(key) != current.get(key)
-        and not (key in _GROWING and _at_least(current.get(key), stored.get(key)))
+        if stored.get(key) != current.get(key) and not _may_grow(key, stored, current)
     ]
 
 
-def _at_least(limit: int | None, other: int | None) -> bool:
+def _at_least(other: int | None, limit: int | None) -> bool:
+    """For limits: None is no limit."""
     return limit is None or (other is not None and limit >= other)
+
+
+def _added(before: Any, now: Any) -> bool:
+    return before is None and now is not None
+
+
+def _includes(before: Any, now: Any) -> bool:
+    """Whether a list holds all that another did."""
+    return isinstance(before, list) and isinstance(now, list) and all(one in now for one in before)
+
+
+MORE_PROBLEMS = {"data.limit": _at_least, "data.size": _at_least}
+"""Settings by which a run takes further problems: name -> whether a value (first) may become another (second)."""
+
+MORE_OF_EACH: dict[str, Callable[[Any, Any], bool]] = {
+    "model.num_rollouts": lambda before, now: now > before,
+    "model.aggregations": _includes,
+    "model.search": _includes,
+    "model.reward_model.fingerprint": _added,
+    "model.written.fingerprint": _added,
+    "model.written.max_written_tokens": _added,
+    "model.keep_latents": _added,
+}
+"""Settings by which the records that are there get more in them; all others stay, or are refused by name."""
+
+
+def _may_grow(key: str, stored: Settings, current: Settings) -> bool:
+    before, now = stored.get(key), current.get(key)
+    if key in MORE_PROBLEMS:
+        return MORE_PROBLEMS[key](before, now)
+    if key in MORE_OF_EACH and "model.num_rollouts" in stored:
+        return not any(name.startswith(_NO_GROWTH) for name in (*stored, *current)) and MORE_OF_EACH[key](before, now)
+    return False
+
+
+def grows_records(stored: Settings, current: Settings) -> bool:
+    """Whether records that are there have to get more in them, settings being no different otherwise."""
+    return any(stored.get(key) != current.get(key) for key in MORE_OF_EACH)
 
 
 def _shown(value: Any) -> str:
@@ -71,16 +110,22 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_folder(output: Path, settings: Settings) -> None:
+def check_folder(folder: Path, settings: Settings, output: Path | None = None) -> None:
     """Makes sure, before anything is written, that a run with these settings can write (or go on) in a folder.
+
+    Args:
+        folder: Where its records are.
+        settings: Of the run.
+        output: The folder as its user knows it.
 
     Raises:
         UserError: The folder cannot be written to, or holds results of other settings (named with both values).
     """
-    _check_writable(output)
-    run = read_run(output)
+    output = output or folder
+    _check_writable(folder)
+    run = read_run(folder)
     if run is None:
-        if any(prediction_files(output)):
+        if any(prediction_files(folder)):
             raise UserError(
                 f"{output} holds predictions without {RUN_FILE}, so they cannot be gone on with: use another --output."
             )
@@ -89,8 +134,16 @@ def check_folder(output: Path, settings: Settings) -> None:
     if changed:
         raise UserError(
             f"{output} holds results of another configuration: {'; '.join(changed)}. "
-            "Use another --output, or the same settings to go on."
+            f"Use another --output, or the same settings to go on{_or_read(output, run['settings'], settings)}."
         )
+
+
+def _or_read(output: Path, stored: Settings, current: Settings) -> str:
+    """How to have fewer rollouts than were drawn."""
+    drawn, asked = stored.get("model.num_rollouts"), current.get("model.num_rollouts")
+    if drawn is None or asked is None or asked >= drawn:
+        return ""
+    return f"; what {asked} of its rollouts reach is read by `python evaluate.py report {output} --ks {asked}`"
 
 
 def _check_writable(output: Path) -> None:
@@ -183,6 +236,7 @@ class FinishedProblems:
             cut_torn_line(path)
         self.files_to_count = files[rank::world_size]  # every record is counted by exactly one rank
         self.ids: set[str] = set()
+        self.num_rollouts: dict[str, int] = {}
         self.num_judged_anew = self.num_gone = 0
         self._outdated = [path for path in files if self._read(path) and path in mine]
 
@@ -226,6 +280,7 @@ class FinishedProblems:
             else:
                 self.num_judged_anew += current is not record
                 self.ids.add(record.problem_id)
+                self.num_rollouts[record.problem_id] = len(record.rollouts)
             changed |= current is not record
         return changed
 
