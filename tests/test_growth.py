@@ -28,6 +28,14 @@ def evaluate(*args: str) -> int:
     return main_guard(lambda: EvaluationCLI(args).run())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_figures():
+    """Figures are no part of what is compared here, and take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latent_tts.evaluation.report.files.figures", lambda *_: {})
+        yield
+
+
 @pytest.fixture(scope="module")
 def reward_model(tiny_checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("reward") / "rm"
@@ -127,7 +135,8 @@ def test_everything_at_once_from_a_smaller_run_of_fewer_problems(base, reward_mo
     )  # the batches were others, so scores may differ in their last digit
     expected, found = latents_of(everything), latents_of(tmp_path)
     assert found.keys() == expected.keys() and len(found) == 6
-    assert all(torch.equal(found[one].latents, expected[one].latents) for one in found)
+    for one in found:
+        torch.testing.assert_close(found[one].latents, expected[one].latents, rtol=1e-4, atol=1e-5)
 
 
 def test_kept_latents_are_those_of_the_engine(base, everything, tiny_checkpoint):
@@ -137,7 +146,8 @@ def test_kept_latents_are_those_of_the_engine(base, everything, tiny_checkpoint)
         record = json.loads(line)
         rollouts = engine.rollout([record["question"]], 6, 0, [record["problem_id"]])
         kept = read_latents(everything, record["problem_id"])
-        assert torch.equal(kept.latents, rollouts.latents[0].float()) and kept.latents.shape == (6, 3, 32)
+        assert kept.latents.shape == (6, 3, 32)
+        torch.testing.assert_close(kept.latents, rollouts.latents[0].float(), rtol=1e-4, atol=1e-5)
         assert kept.num_latents.tolist() == [rollout["num_latents"] for rollout in record["rollouts"]]
 
 
@@ -154,7 +164,7 @@ class KilledError(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("survivors", [0, 2, 4])
+@pytest.mark.parametrize("survivors", [0, 4])
 def test_killed_while_growing_the_smaller_run_is_whole_and_the_same_command_goes_on(
     base, reward_model, everything, tmp_path, monkeypatch, survivors
 ):
