@@ -31,7 +31,7 @@ INTERVALS = "bars and bands: 95 % intervals"
 
 _CLOSE = 1.3  # neighbouring k of a smaller ratio have no room for two labels
 _LINE, _GAP = 0.14, 0.06  # inches of a line of a legend, and between two names
-_NAME_WIDTH, _TITLE_WIDTH = 27, 100  # characters
+_NAME_WIDTH, _TITLE_WIDTH = 27, 84  # characters
 
 
 @dataclass(frozen=True)
