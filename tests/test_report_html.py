@@ -215,6 +215,8 @@ def test_diagnoses_stand_in_both_reports_with_what_to_try(metrics):
     assert "coverage is flat <early>" in said and "From 4 to 16 rollouts" in said and "To try: Raise" in said
     assert "--model.sampler.sigma" in page.texts and ("a", {"href": "#figure-accuracy"}) in page.tags
     assert ("figure", {"id": "figure-accuracy"}) in page.tags
+    without = page_of(metrics, None, diagnoses=[Found()])
+    assert ("a", {"href": "#figure-accuracy"}) not in without.tags
     text = report.markdown(metrics, {}, diagnoses=[Found()])
     assert "- **coverage is flat <early>**: From 4 to 16 rollouts it gains 0.1 points. To try: Raise `--model" in text
     assert "Diagnoses" not in report.markdown(metrics, {}) and "Diagnoses" not in "".join(html_parts(metrics))

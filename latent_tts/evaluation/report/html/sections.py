@@ -50,13 +50,14 @@ def definitions(lines: Mapping[str, str]) -> Markup:
     return element("dl", *pairs) if pairs else Markup("")
 
 
-def diagnoses(found: Iterable[Finding]) -> Markup:
-    """Each with what to try; empty where there is none."""
-    return joined([_diagnosis(one) for one in found])
+def diagnoses(found: Iterable[Finding], drawn: Iterable[str] = ()) -> Markup:
+    """Each with what to try, and a link to its figure where that one is drawn; empty where there is none."""
+    names = set(drawn)
+    return joined([_diagnosis(one, one.figure in names) for one in found])
 
 
-def _diagnosis(one: Finding) -> Markup:
-    figure = element("p", element("a", "figure", href=f"#figure-{one.figure}")) if one.figure else ""
+def _diagnosis(one: Finding, drawn: bool) -> Markup:
+    figure = element("p", element("a", "figure", href=f"#figure-{one.figure}")) if drawn else ""
     said = [element("h3", one.name), prose(one.sentence), prose(f"To try: {one.advice}")]
     return element("article", *said, figure, class_="diagnosis")
 
