@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from latent_tts.aggregation import WeightedVoting
 from latent_tts.evaluation.record_table import RecordTable, last_ranking, ranking, table_of
 from latent_tts.evaluation.report.figures import FIGURES, figures
 from latent_tts.evaluation.report.figures.agreement import area, risk_curve
 from latent_tts.evaluation.report.figures.reliability import calibration_error, score_bins
 from latent_tts.evaluation.report.figures.success import rank_correlation, success_bins
+from latent_tts.evaluation.summary import record_scores
 from latent_tts.metrics.ratios import ratio_interval
 from tests.geometry import faults
 from tests.metrics_json import make_metrics_json
@@ -75,6 +77,10 @@ def test_the_table_holds_what_a_loop_over_records_finds(records, table):
             a: sum(np.exp(s) for s, r in zip(last, record.rollouts, strict=True) if r.answer == a) for a in votes
         }
         assert table.weighted_share[i] == pytest.approx(max(weights.values()) / sum(weights.values()))
+        scores, mask = record_scores(record)
+        marks, given = [one.correct for one in record.rollouts], [one.answer for one in record.rollouts]
+        expected = WeightedVoting("last").expected_accuracy(given, marks, scores, mask, [9])
+        assert [table.weighted_right[i]] == pytest.approx(expected)
 
 
 def test_records_are_read_once_and_none_makes_an_empty_table(records):

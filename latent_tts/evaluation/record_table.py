@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latent_tts.aggregation import MajorityVoting, WeightedVoting
+from latent_tts.aggregation import MajorityVoting
+from latent_tts.aggregation.base import answer_classes, class_credits
+from latent_tts.aggregation.weighted_voting import TIE, gathered_weights
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.summary import record_scores
 from latent_tts.metrics.intervals import Interval
 from latent_tts.metrics.ratios import ratio_interval
 
 Floats = NDArray[np.float64]
 
-_VOTING, _WEIGHTED = MajorityVoting(), WeightedVoting(reduction="last")
+_VOTING = MajorityVoting()
 
 
 @dataclass(frozen=True)
@@ -109,24 +110,38 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _of_scores(record: Record, answers: list[float | None], correct: list[bool]) -> dict[str, Any]:
     """The columns that need step scores."""
-    scores, mask = record_scores(record)
-    last = np.array([steps[-1] for one in record.rollouts if (steps := one.step_scores)], dtype=np.float32)
-    of_scored = np.array([one.correct for one in record.rollouts if one.step_scores], dtype=bool)
-    if scores is None or mask is None or not len(last):
+    steps = [one.step_scores or () for one in record.rollouts]
+    mask = np.arange(max(map(len, steps))) < np.array([[len(row)] for row in steps])  # (N, T)
+    last = np.array([row[-1] for row in steps if row], dtype=np.float32)
+    of_scored = np.array(correct)[[bool(row) for row in steps]]
+    if not len(last):
         nothing = dict.fromkeys(("best_score", "best_right", "weighted_share", "weighted_right"), np.nan)
         return nothing | {"pairs_won": np.zeros(0), "pairs": np.zeros(0), "score": last, "correct": of_scored}
-    weights = _WEIGHTED.choose(answers, scores, mask).weights or {}
-    won, pairs = pairs_won(scores.numpy(), np.array(correct), mask.numpy())
+    scores = np.zeros(mask.shape)
+    scores[mask] = [value for row in steps for value in row]
+    won, pairs = pairs_won(scores, np.array(correct), mask)
+    share, right = _weighted(answers, correct, [row[-1] if row else -np.inf for row in steps])
     return {
         "best_score": last.max(),
         "best_right": of_scored[last.argmax()],
-        "weighted_share": max(weights.values(), default=0.0),
-        "weighted_right": _WEIGHTED.expected_accuracy(answers, correct, scores, mask, [len(answers)])[0],
+        "weighted_share": share,
+        "weighted_right": right,
         "pairs_won": won,
         "pairs": pairs,
         "score": last,
         "correct": of_scored,
     }
+
+
+def _weighted(answers: list[float | None], correct: list[bool], last: list[float]) -> tuple[float, float]:
+    """The share of weight of `WeightedVoting("last")`'s answer, and how right that is, without tensors."""
+    classes, keys = answer_classes(answers)
+    if not keys:
+        return 0.0, 0.0
+    gathered = gathered_weights(classes[None], np.array([last]), len(keys))[0]
+    winners = gathered >= gathered.max() * (1 - TIE)
+    credits = class_credits(classes, correct, len(keys))
+    return float(gathered.max() / gathered.sum()), float(credits[winners].mean())
 
 
 def pairs_won(scores: Floats, correct: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
