@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from typing import Any, cast
+from typing import Any, cast, get_args
 
+from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -45,6 +46,17 @@ class CommandParser(OneSentenceParser, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         defaults: dict[str, Any] = {"formatter_class": HelpFormatter}
         super().__init__(*args, **(defaults | kwargs))
+
+    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
+        """Where text is a value of its own (`str | LatentBackbone`), the name of a file stays a name.
+
+        By default the parser puts the file's content in its place, for an empty one null, without a word.
+        """
+        added = super().add_class_arguments(*args, **kwargs)
+        for action in self._actions:
+            if isinstance(action, ActionTypeHint) and str in get_args(action._typehint):
+                action._enable_path = False
+        return added
 
 
 class CommandLine(LightningCLI):

@@ -55,6 +55,9 @@ FILES = {
     "torn.yaml": "model: {seed: 1",
     "binary.yaml": "\x00\x01",
     "cut.gguf": "GGUF",
+    "text.ckpt": "some text\nmore\n",
+    "empty.ckpt": "",
+    "named.yaml": "model: {backbone: text.ckpt}",
 }
 
 LATENT_RM = ["fit", f"--config={CONFIGS / 'latent-rm-tiny.yaml'}", "--model.backbone=/nowhere/at/all"]
@@ -131,6 +134,17 @@ CASES = [
     ("gguf", ["--out=x", "--file=cut.gguf"], "cannot be read as GGUF"),
     ("export", ["missing", "--out=y"], "missing"),
     ("resampling_report", ["--source=missing.jsonl"], "missing.jsonl"),
+    # a file where a checkpoint's folder is meant
+    ("evaluate", ["--model.backbone=text.ckpt"], "text.ckpt is a file: name the folder that holds config.json"),
+    ("evaluate", ["--model.backbone=empty.ckpt"], "empty.ckpt is a file"),
+    ("evaluate", ["--config=named.yaml"], "text.ckpt is a file"),
+    ("evaluate", ["--model.backbone=."], ". holds no config.json"),
+    ("evaluate", [*SHIPPED, "--model.reward_model=text.ckpt"], "text.ckpt is a file"),
+    ("evaluate", [*SHIPPED, "--model.reward_model=empty.ckpt"], "empty.ckpt is a file"),
+    ("evaluate", [*SHIPPED, "--model.written=empty.ckpt"], "empty.ckpt is a file"),
+    ("annotate", ["--model.backbone=text.ckpt"], "text.ckpt is a file"),
+    ("train", [*FIT, "--model.init_args.backbone=text.ckpt"], "text.ckpt is a file"),
+    ("train", [*LATENT_RM, *SHIPPED, "--model.reward_model=empty.ckpt"], "empty.ckpt is a file"),
     # the trainer
     ("evaluate", [*EVALUATE, "--trainer.accelerator=tpuu"], "Available names are"),
     ("evaluate", [*EVALUATE, "--trainer.accelerator=cpu", "--trainer.devices=0"], "--trainer options do not fit"),

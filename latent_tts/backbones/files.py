@@ -38,6 +38,8 @@ def resolve_folder(name_or_folder: str | Path, revision: str | None = None) -> P
                 f"{folder} holds no config.json: name the folder that holds config.json and model.safetensors."
             )
         return folder
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name the folder that holds config.json and model.safetensors.")
     name = str(name_or_folder)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"There is no folder {name!r}: check the path, or give a hub id of the form owner/name.")
