@@ -10,9 +10,7 @@ its metrics.json is copied to docs/runs/STUDY/RUN.json, where the figures of a t
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from commands.evaluations import as_typed, run_evaluation
 from commands.tools import run_tool
 from latent_tts.errors import UserError
 
@@ -34,11 +33,6 @@ class Run:
     name: str
     output: Path
     arguments: list[str]
-
-    @property
-    def command(self) -> str:
-        """As one would type it."""
-        return shlex.join(["python", "evaluate.py", *self.arguments])
 
 
 def read_study(path: Path, results: Path = RESULTS) -> list[Run]:
@@ -82,19 +76,15 @@ def main(
         raise UserError(f"{study} has no run {sorted(unknown)[0]!r}; there are: {', '.join(run.name for run in runs)}.")
     runs = [run for run in runs if only is None or run.name in only]
     for number, run in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {run.command}", flush=True)
+        print(f"[{number}/{len(runs)}] {as_typed(run.arguments)}", flush=True)
         if not dry_run:
             _evaluate(run, kept / study.stem)
     if len(runs) > 1:
-        print(
-            "All runs side by side: " + shlex.join(["python", "evaluate.py", "report", *(str(r.output) for r in runs)])
-        )
+        print("All runs side by side: " + as_typed(["report", *(str(run.output) for run in runs)]))
 
 
 def _evaluate(run: Run, kept: Path) -> None:
-    code = subprocess.run([sys.executable, "evaluate.py", *run.arguments], check=False).returncode
-    if code:
-        raise UserError(f"The run {run.name} ended with exit code {code}; the same command goes on with it.")
+    run_evaluation(run.name, run.arguments)
     kept.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.output / "metrics.json", kept / f"{run.name}.json")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,15 +51,16 @@ def test_metrics_are_kept_run_by_run_and_a_run_that_fails_ends_the_study(study, 
     """The second run is killed at first; by the same command every run is called again, and evaluate.py knows what is done."""
     results, kept, codes, called = tmp_path / "results", tmp_path / "kept", {"two": 143}, []
 
-    def evaluate(command, check):
-        output = Path(command[-1].removeprefix("--output="))
+    def evaluate(name, arguments):
+        output = Path(arguments[-1].removeprefix("--output="))
         called.append(output.name)
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(output.name)
-        return subprocess.CompletedProcess(command, codes.get(output.name, 0))
+        if name in codes:
+            raise UserError(f"ended with {codes[name]}")
 
-    monkeypatch.setattr("commands.study.subprocess.run", evaluate)
-    with pytest.raises(UserError, match="The run two ended with exit code 143; the same command goes on"):
+    monkeypatch.setattr("commands.study.run_evaluation", evaluate)
+    with pytest.raises(UserError, match="ended with 143"):
         main(study, results=results, kept=kept)
     assert [path.name for path in (kept / "small").iterdir()] == ["one.json"]
     codes.clear()
