@@ -85,9 +85,10 @@ class AnnotationCLI(CommandLine):
         self._report()
 
     def data_description(self) -> str:
-        """The data's options that annotations depend on, as JSON."""
+        """The data's options that annotations depend on, as JSON; one that is false is as if it were not there."""
         options = self.config.data.as_dict()
-        return json.dumps({key: value for key, value in options.items() if key not in _NO_INFLUENCE}, sort_keys=True)
+        kept = {key: value for key, value in options.items() if key not in _NO_INFLUENCE and value is not False}
+        return json.dumps(kept, sort_keys=True)
 
     def _default_output(self, data: str) -> Path:
         """runs/annotations/BACKBONE-DATA-DIGEST: the same for the same settings, another for others."""

@@ -103,8 +103,8 @@ class EvaluationCLI(CommandLine):
         self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
 
     def data_settings(self) -> Settings:
-        """The data's options that records depend on."""
-        return flatten({"data": self.data_options()})
+        """The data's options that records depend on; one that is false is as if it were not there."""
+        return flatten({"data": {key: value for key, value in self.data_options().items() if value is not False}})
 
     def data_options(self) -> dict[str, Any]:
         """As they were given, by name."""

@@ -293,6 +293,21 @@ def test_a_shard_without_its_columns_is_refused(change: Callable, message: str, 
             opener(tmp_path)
 
 
+def test_a_folder_that_is_older_than_an_option_of_the_data_is_gone_on_with(tmp_path: Path) -> None:
+    """The option is off by default; its shards and those after it are of one digest. Switched on, it is another annotation."""
+    older = replace(SETTINGS, data='{"source": "x.jsonl"}')
+    with AnnotationWriter(tmp_path, older) as writer:
+        writer.add(problem(0))
+    newer = replace(SETTINGS, data='{"leave_out_too_long": false, "source": "x.jsonl"}')
+    with AnnotationWriter(tmp_path, newer) as writer:
+        assert "p0000" in writer
+        writer.add(problem(1))
+    assert [found.problem_id for found in AnnotationStore(tmp_path)] == ["p0000", "p0001"]
+    for other in ('{"leave_out_too_long": true, "source": "x.jsonl"}', '{"seed": 0, "source": "x.jsonl"}'):
+        with pytest.raises(UserError, match=r"made with data\.(leave_out_too_long|seed)=None, this run asks for"):
+            AnnotationWriter(tmp_path, replace(SETTINGS, data=other))
+
+
 def test_a_damaged_index_is_named(tmp_path: Path) -> None:
     write(tmp_path, range(2))
     (tmp_path / "index.json").write_text('{"sha')

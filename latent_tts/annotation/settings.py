@@ -87,9 +87,15 @@ class AnnotationSettings:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, other: AnnotationSettings) -> list[tuple[str, object, object]]:
-        """The settings in which two runs differ: name, own value, the other's."""
+        """The settings in which two runs differ: name, own value, the other's.
+
+        An option of the data that only one of them names is false for the other one, which is older than the option.
+        """
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        defaults = asdict(AnnotationOptions())
+        both = [*mine, *theirs]
+        defaults = asdict(AnnotationOptions()) | {
+            name: False for name, value in {**mine, **theirs}.items() if value is False and both.count(name) == 1
+        }
         names = [*mine, *(name for name in theirs if name not in mine)]
         pairs = [(name, mine.get(name, defaults.get(name)), theirs.get(name, defaults.get(name))) for name in names]
         return [pair for pair in pairs if pair[1] != pair[2]]

@@ -63,7 +63,7 @@ class AnnotationWriter:
         self._pending: list[AnnotatedProblem] = []
         self._lock: IO[str] | None = None
         if (self.folder / SETTINGS_FILE).exists():
-            self._require_same_settings()
+            self.settings = self._same_settings()
         self._write(self._claim_folder)
         try:
             self.golds = self._read_golds()
@@ -159,14 +159,17 @@ class AnnotationWriter:
                 "command, which goes on from what is there."
             ) from error
 
-    def _require_same_settings(self) -> None:
-        changed = read_settings(self.folder).differences(self.settings)
+    def _same_settings(self) -> AnnotationSettings:
+        """Those of the folder, as they stand there: every shard has their digest."""
+        found = read_settings(self.folder)
+        changed = found.differences(self.settings)
         if changed:
             stored, asked = (", ".join(f"{name}={values[i]}" for name, *values in changed) for i in (0, 1))
             raise UserError(
                 f"the annotations in {self.folder} were made with {stored}, this run asks for {asked}; use the same settings or "
                 "another output folder"
             )
+        return found
 
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -52,14 +52,27 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Settings:
 def differences(stored: Settings, current: Settings) -> list[str]:
     """One phrase for each setting in which two runs differ, such as `model.seed was 0 and is 1 now`.
 
-    What may grow (`MORE_PROBLEMS`, `MORE_OF_EACH`) and does is no difference: the run goes on with what is missing.
+    What may grow (`MORE_PROBLEMS`, `MORE_OF_EACH`) and does is no difference: the run goes on with what is missing. Nor is what
+    only one of them names and has switched off (see `off`): the other one is older than the option.
     """
     keys = [*stored, *(key for key in current if key not in stored)]
     return [
         f"{key} was {_shown(stored.get(key))} and is {_shown(current.get(key))} now"
         for key in keys
-        if stored.get(key) != current.get(key) and not _may_grow(key, stored, current)
+        if stored.get(key) != current.get(key)
+        and not _lacking(key, stored, current)
+        and not _may_grow(key, stored, current)
     ]
+
+
+def off(value: Any) -> bool:
+    """Whether a setting is as if there were none: False or None, which is why a new option is one of these by default."""
+    return value is False or value is None
+
+
+def _lacking(key: str, stored: Settings, current: Settings) -> bool:
+    """Whether one run does not know a setting that the other one has switched off."""
+    return not (key in stored and key in current) and off(stored.get(key)) and off(current.get(key))
 
 
 def _at_least(other: int | None, limit: int | None) -> bool:
