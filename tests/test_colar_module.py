@@ -22,7 +22,7 @@ from latent_tts.training.grpo import GRPO
 from latent_tts.training.optimization import Optimization
 from lightning_modules.colar_grpo_module import ColarGRPOModule
 from lightning_modules.colar_module import ColarModule
-from tests.training import addition, make_data, make_trainer, write_tiny_model
+from tests.training import addition, make_data, make_trainer, reward_first_thoughts, write_tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -53,16 +53,7 @@ def colar(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def rewarding(monkeypatch):
-    """Rewards that an untrained model gets about half of the time: whether its first thought has a positive mean."""
-    original = RolloutEngine.rollout
-
-    def rollout(engine, *args, **kwargs):
-        rollouts = original(engine, *args, **kwargs)
-        rollouts.answers = (rollouts.latents[:, :, 0].mean(-1) > 0).float().tolist()
-        return rollouts
-
-    monkeypatch.setattr(RolloutEngine, "rollout", rollout)
-    monkeypatch.setattr("lightning_modules.colar_grpo_module.answers_equal", lambda answer, _: answer == 1.0)
+    reward_first_thoughts(monkeypatch)
 
 
 def supervised(model: Path, **options) -> ColarModule:

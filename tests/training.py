@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from datamodules.reasoning_steps_data import ReasoningStepsDataModule
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.problems import ReasoningExample
 from latent_tts.training.coconut_curriculum import Curriculum
 from latent_tts.training.optimization import Optimization
@@ -79,6 +81,19 @@ def make_cot(model: Path, **options: Any) -> ChainOfThoughtModule:
 
 
 MAKERS: dict[str, Callable[..., BackboneModule]] = {"coconut": make_module, "codi": make_codi, "cot": make_cot}
+
+
+def reward_first_thoughts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that an untrained model gets about half of the time: whether its first thought has a positive mean."""
+    original = RolloutEngine.rollout
+
+    def rollout(engine: RolloutEngine, *args: Any, **kwargs: Any) -> Any:
+        rollouts = original(engine, *args, **kwargs)
+        rollouts.answers = (rollouts.latents[:, :, 0].mean(-1) > 0).float().tolist()
+        return rollouts
+
+    monkeypatch.setattr(RolloutEngine, "rollout", rollout)
+    monkeypatch.setattr("lightning_modules.colar_grpo_module.answers_equal", lambda answer, _: answer == 1.0)
 
 
 def flat_weights(module: BackboneModule) -> Tensor:
