@@ -82,7 +82,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
                 "of the model into it again."
             ) from error
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it."
@@ -93,8 +93,9 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder's ``*.safetensors`` files, by key.
 
     Raises:
-        UserError: No such file, or one that is cut off or malformed.
+        UserError: No such file, one that is cut off or malformed, or an index that names files elsewhere.
     """
+    check_index(folder)
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if not file.name.startswith("expected")]
     if not files:
@@ -111,6 +112,22 @@ def read_safetensors(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def check_index(folder: Path) -> None:
+    """Refuses an index of shards that names anything but files beside it: transformers would read them wherever they are.
+
+    Raises:
+        UserError: Names the first such entry; or the index cannot be read.
+    """
+    for file in sorted(folder.glob("*.safetensors.index.json")):
+        named = read_json(file).get("weight_map")
+        for name in named.values() if isinstance(named, dict) else [named]:
+            if not isinstance(name, str) or re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) is None:
+                raise UserError(
+                    f"{file} names {str(name)[:80]!r} as a shard, which is no .safetensors file beside it: download the "
+                    "checkpoint again from a source that you trust."
+                )
+
+
 def read_config(folder: Path) -> Any:
     """The configuration of a checkpoint folder.
 
@@ -119,7 +136,7 @@ def read_config(folder: Path) -> Any:
     """
     found = read_json(folder / "config.json")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a field of a wrong type raises what the family's own checks raise
         named = found.get("model_type")
         raise UserError(
@@ -163,6 +180,7 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     Raises:
         UserError: It cannot be read, or weights are missing, not finite, or at odds with the config.
     """
+    check_index(folder)
     info: dict[str, Any] = {}
 
     def make(config: Any) -> PreTrainedModel:
