@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.logged_results import log_results
 from callbacks.protocols import evaluation_module
 from latent_tts.errors import UserError
 from latent_tts.evaluation import report
@@ -46,5 +47,6 @@ class ScalingReport(Callback):
         metrics = {"evaluated": module.evaluated() | {"data": data}} | metrics
         metrics |= {"throughput": {"rollouts_per_second": rounded(float(speed), 4) or earlier_speed(self.output)}}
         diagnoses = report.write_report(metrics, self.output)
+        log_results(trainer.loggers, metrics, self.output)
         if self.console:
             report.print_tables(metrics, self.output, diagnoses)

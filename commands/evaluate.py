@@ -20,6 +20,7 @@ from callbacks.prediction_writer import PredictionWriter
 from callbacks.progress import ProblemProgress
 from callbacks.scaling_report import ScalingReport
 from commands.base import CommandLine
+from commands.curves import RunCurves
 from commands.help import show_trainer_options
 from commands.retired import without_retired
 from datamodules.rollout_data import RolloutDataModule
@@ -35,7 +36,7 @@ makes the data that a reward model is trained on."""
 
 _NO_INFLUENCE = ("batch_size", "num_workers", "sort_window")  # data options that no record depends on
 
-_TRAINER_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "enable_progress_bar")
+_TRAINER_OPTIONS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "logger", "enable_progress_bar")
 
 
 class EvaluationCLI(CommandLine):
@@ -53,7 +54,7 @@ class EvaluationCLI(CommandLine):
             run=False,
             args=given,
             trainer_defaults={
-                "logger": False,
+                "logger": None,
                 "enable_checkpointing": False,
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
@@ -89,14 +90,12 @@ class EvaluationCLI(CommandLine):
         bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
         report = ScalingReport(self.output, self.data_options())
-        callbacks = [
-            OneRunAtATime(self.output),
-            writer,
-            LiveMetrics(self.output),
-            *bar,
-            report,
-        ]  # in the order of their work
-        return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
+        # in the order of their work
+        callbacks = [OneRunAtATime(self.output), writer, *bar, report, LiveMetrics()]
+        given = {**self._get(self.config_init, "trainer"), **kwargs}
+        if given["logger"] in (None, True):
+            given["logger"] = RunCurves(self.output, "live")
+        return self._instantiate_trainer(given, callbacks)
 
     def run(self) -> None:
         """Evaluates; the results are in `self.output`."""

@@ -220,6 +220,11 @@ class ParallelTTSModule(LightningModule):
         """Rollouts of this process per second spent in drawing them; None before the first."""
         return self.evaluator.clock.rollouts_per_second
 
+    @property
+    def speeds(self) -> dict[str, float]:
+        """Rollouts of this process per second, without and with their scores; empty before the first."""
+        return self.evaluator.clock.speeds
+
     def progress_news(self) -> str:
         """How the answers fare so far, on this process."""
         if not self.metrics.num_problems:

@@ -157,11 +157,14 @@ def test_tensorboard_has_curves_with_k_as_the_step_and_the_figures(finished):
     events = EventAccumulator(str(finished / "tensorboard")).Reload()
     metrics = json.loads((finished / "metrics.json").read_text())
     for tag, curve in (
-        ("coverage", metrics["coverage"]),
-        ("accuracy/majority_voting", metrics["accuracy"]["majority_voting"]),
+        ("over_k_set_smoothing_to_0/coverage", metrics["coverage"]),
+        ("over_k_set_smoothing_to_0/majority_voting", metrics["accuracy"]["majority_voting"]),
     ):
         points = {str(event.step): event.value for event in events.Scalars(tag)}
         assert points == pytest.approx(curve, abs=1e-6)
+    (final,) = events.Scalars("final/majority_voting_2")  # one point: smoothing cannot move it
+    assert final.value == pytest.approx(metrics["accuracy"]["majority_voting"]["2"], abs=1e-6)
+    assert {"_hparams_/session_start_info", "custom_scalars__config__"} <= set(events.summary_metadata)
     assert set(events.Tags()["images"]) == DRAWN
 
 
@@ -177,21 +180,21 @@ def test_curves_over_the_problems_done_are_there_while_a_run_goes_on(small, tmp_
     log = LiveMetrics._log
     seen: list[list[int]] = []
 
-    def log_and_read(self, module):
-        log(self, module)
-        seen.append([event.step for event in read().Scalars("live/accuracy/coverage_2")])
+    def log_and_read(self, trainer, module):
+        log(self, trainer, module)
+        seen.append([event.step for event in read().Scalars("live/coverage_2")])
 
     monkeypatch.setattr(LiveMetrics, "_log", log_and_read)
-    monkeypatch.setattr("commands.evaluate.LiveMetrics", lambda output: LiveMetrics(output, every=0))
+    monkeypatch.setattr("commands.evaluate.LiveMetrics", lambda: LiveMetrics(every=0))
     assert evaluate(*small, "--data.batch_size=1", f"--output={tmp_path}") == 0
     assert seen == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4]]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     low, high = metrics["confidence_interval"]["greedy"]
-    expected = {"accuracy/majority_voting_2": metrics["accuracy"]["majority_voting"]["2"], "interval_low/greedy": low}
-    expected |= {"interval_high/greedy": high, "invalid_answer_rate": metrics["invalid_answer_rate"]}
+    expected = {"live/majority_voting_2": metrics["accuracy"]["majority_voting"]["2"], "live_interval/greedy_low": low}
+    expected |= {"live_interval/greedy_high": high, "live/invalid_answer_rate": metrics["invalid_answer_rate"]}
     for name, value in expected.items():
-        assert read().Scalars(f"live/{name}")[-1].value == pytest.approx(value, abs=1e-5)
-    assert read().Scalars("live/rollouts_per_second")[-1].value > 0
+        assert read().Scalars(name)[-1].value == pytest.approx(value, abs=1e-5)
+    assert read().Scalars("live_speed/rollouts_per_second")[-1].value > 0
 
 
 def test_the_stored_configuration_runs_again(finished, tmp_path):

@@ -300,12 +300,13 @@ class Evaluator:
         model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
         if model is None:
             return None
-        parts = self._over_rollouts(
-            lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]),
-            len(questions),
-            latents.shape[1],
-        )
-        return torch.cat(parts, dim=1).cpu()
+        with self.clock.scoring():
+            parts = self._over_rollouts(
+                lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]),
+                len(questions),
+                latents.shape[1],
+            )
+            return torch.cat(parts, dim=1).cpu()
 
     def _search(
         self, questions: Sequence[str], ids: list[str], start: ThoughtState, searches: dict[str, Search]

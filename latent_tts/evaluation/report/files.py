@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latent_tts.evaluation.diagnoses import Diagnosis, diagnose
 from latent_tts.evaluation.prediction_files import RunRecords, prediction_files
@@ -15,11 +15,9 @@ from latent_tts.evaluation.report.figure_files import save_figures, to_embed
 from latent_tts.evaluation.report.figures import figures
 from latent_tts.evaluation.report.html import html_parts
 from latent_tts.evaluation.report.markdown import markdown
-from latent_tts.evaluation.results import Metrics, curves, results
+from latent_tts.evaluation.report.tensorboard import write_tensorboard
+from latent_tts.evaluation.results import Metrics
 from latent_tts.evaluation.run_folder import METRICS_FILE, read_run, write_whole
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 
 def write_report(
@@ -49,33 +47,5 @@ def write_report(
     write_whole(output / "report.md", markdown(metrics, saved, run, found))
     inside = {name: to_embed(output / path) for name, path in saved.items()}
     write_whole(output / "report.html", html_parts(metrics, records, inside, found, run))
-    write_tensorboard(metrics, drawn, output / "tensorboard")
+    write_tensorboard(metrics, drawn, output / "tensorboard", records)
     return found
-
-
-def write_tensorboard(metrics: Metrics, drawn: Mapping[str, Any], folder: Path) -> None:
-    """Curves over k as scalars with k as the step, search results with their token steps as the step, and the figures."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    for earlier in folder.glob("events.out.tfevents.*"):
-        earlier.unlink()  # they would be drawn beside these
-    with SummaryWriter(str(folder)) as writer:
-        _add_scalars(writer, metrics)
-        for name, figure in drawn.items():
-            writer.add_figure(name, figure, close=False)
-
-
-def _add_scalars(writer: SummaryWriter, metrics: Metrics) -> None:
-    for curve, cells in curves(metrics).items():
-        tag = curve.method if curve.kind == "coverage" else f"accuracy/{curve.method}"
-        for k, cell in cells.items():
-            writer.add_scalar(tag, cell.value, k)
-            for bound, value in zip(("low", "high"), cell.bounds, strict=True):
-                writer.add_scalar(f"interval_{bound}/{curve.method}", value, k)
-    for result in results(metrics):
-        tag = f"full_budget/{result.strategy.key.replace('@', '_')}"
-        writer.add_scalar(tag, result.accuracy.value, int(result.token_steps))
-    for step, value in enumerate(metrics["diversity"]["per_step"], start=1):
-        if value is not None:
-            writer.add_scalar("diversity", value, step)
-    writer.add_scalar("invalid_answer_rate", metrics["invalid_answer_rate"], metrics["num_rollouts"])

@@ -1,0 +1,83 @@
+"""What torch's writer of event files leaves out: descriptions, charts of several margins, hyperparameters of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from latent_tts.evaluation.strategies import Strategy
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+BOUNDS = "_interval"
+"""What the group of a chart's ends of intervals is named after its values."""
+
+
+def tag_name(strategy: Strategy) -> str:
+    """`best_of_n_16`: a strategy at its budget, as every logger can write it."""
+    return strategy.key.replace("@", "_")
+
+
+class Margins:
+    """A chart of several curves with bands, and the tags that they are made of: GROUP/NAME, GROUP_interval/NAME_low and _high.
+
+    Args:
+        group: First part of the tags.
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self.names: dict[str, None] = {}
+
+    def tags(self, name: str) -> tuple[str, str, str]:
+        """Tags of a curve's values, and of the lower and upper ends of their intervals."""
+        bounds = f"{self.group}{BOUNDS}/{name}"
+        return f"{self.group}/{name}", f"{bounds}_low", f"{bounds}_high"
+
+    def scalars(self, name: str, values: Sequence[float]) -> dict[str, float]:
+        """Tag -> value of a point: value, low, high."""
+        self.names[name] = None
+        return dict(zip(self.tags(name), values, strict=True))
+
+    def add(self, writer: SummaryWriter, name: str, values: Sequence[float], step: int) -> None:
+        """Writes a point of a curve: value, low, high."""
+        for tag, value in self.scalars(name, values).items():
+            add_scalar(writer, tag, value, step)
+
+
+def add_scalar(writer: SummaryWriter, tag: str, value: float, step: int, text: str = "") -> None:
+    """Writes a scalar with a description, which TensorBoard shows beside its title."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+    metadata = SummaryMetadata(summary_description=text) if text else None
+    summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(value), metadata=metadata)])
+    writer._get_file_writer().add_summary(summary, step)
+
+
+def add_layout(writer: SummaryWriter, category: str, charts: Mapping[str, Margins]) -> None:
+    """Writes the layout of CUSTOM SCALARS: a chart for each title, with all the curves that were added to it."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.compat.proto.tensor_pb2 import TensorProto
+    from tensorboard.plugins.custom_scalar import metadata
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MarginChartContent
+
+    def chart(title: str, margins: Margins) -> Chart:
+        rows = [zip(("value", "lower", "upper"), margins.tags(name), strict=True) for name in margins.names]
+        return Chart(
+            title=title, margin=MarginChartContent(series=[MarginChartContent.Series(**dict(row)) for row in rows])
+        )
+
+    layout = Layout(category=[Category(title=category, chart=[chart(*item) for item in charts.items()])])
+    tensor = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()])
+    plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME))
+    value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=plugin)
+    writer._get_file_writer().add_summary(Summary(value=[value]))
+
+
+def add_hyperparameters(writer: SummaryWriter, values: Mapping[str, str | float], metrics: Sequence[str]) -> None:
+    """Makes the run a row of HPARAMS, with the latest values of these tags as its metrics."""
+    from torch.utils.tensorboard.summary import hparams
+
+    for summary in hparams(dict(values), dict.fromkeys(metrics, 0.0)):
+        writer._get_file_writer().add_summary(summary)

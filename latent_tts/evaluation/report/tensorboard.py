@@ -1,0 +1,126 @@
+"""The results of a run for TensorBoard, as functions of metrics and records; docs/watching.md says what every tag means.
+
+A number that people read has one point, so that TensorBoard's smoothing cannot move it. Curves have several: they are shown with
+their intervals, and never smoothed, by the margin charts of CUSTOM SCALARS; elsewhere they need what their tags say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.report.event_files import Margins, add_hyperparameters, add_layout, add_scalar, tag_name
+from latent_tts.evaluation.report.examples import Examples
+from latent_tts.evaluation.report.score_histograms import ScoreSamples
+from latent_tts.evaluation.results import Cell, Metrics, StrategyResult, curves, description, results
+from latent_tts.evaluation.results import token_steps as token_steps_of
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+OVER_K, OVER_STEPS = "over_k_set_smoothing_to_0", "over_token_steps_set_smoothing_to_0"
+SCORES = "scores/step_0_wrong_step_1_right"
+
+
+def write_tensorboard(
+    metrics: Metrics, drawn: Mapping[str, Any], folder: Path, records: Iterable[Record] | None = None
+) -> None:
+    """Writes the event file of a finished run anew.
+
+    Args:
+        metrics: The content of metrics.json.
+        drawn: Figures by name.
+        folder: Where its event file goes; those in it are replaced.
+        records: What the metrics were made from, which can be gone through more than once; None leaves out texts and histograms.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    for earlier in folder.glob("events.out.tfevents.*"):
+        earlier.unlink()  # they would be drawn beside these
+    with SummaryWriter(str(folder)) as writer:
+        _add_finals(writer, metrics)
+        _add_curves(writer, metrics)
+        for name, figure in drawn.items():
+            writer.add_figure(f"figures/{name}", figure, close=False)
+        if records is not None:
+            _add_records(writer, records)
+        add_hyperparameters(writer, hyperparameters(metrics), list(final_metrics(metrics)))
+
+
+def final_metrics(metrics: Metrics) -> dict[str, float]:
+    """Every number that a run ends with, by tag: accuracies and coverage at full budgets, and what else has one value."""
+    found = {f"final/{tag_name(one.strategy)}": one.accuracy.value for one in results(metrics)}
+    rest = {
+        "final/invalid_answer_rate": metrics["invalid_answer_rate"],
+        "final/diversity": metrics["diversity"]["mean"],
+        "final/rollouts_per_second": (metrics.get("throughput") or {}).get("rollouts_per_second"),
+    }
+    return found | {tag: float(value) for tag, value in rest.items() if value is not None}
+
+
+def hyperparameters(metrics: Metrics) -> dict[str, str | float]:
+    """What was evaluated, one value a name: the columns of HPARAMS."""
+    evaluated = metrics.get("evaluated") or {}
+    sampler = {f"sampler.{key}": value for key, value in (evaluated.get("sampler") or {}).items()}
+    told = {key: value for key, value in description(metrics).items() if key not in ("sampler", "seed")}
+    counts = {
+        "num_rollouts": metrics["num_rollouts"],
+        "num_problems": metrics["num_problems"],
+        "seed": evaluated.get("seed"),
+    }
+    found = counts | {key.replace(" ", "_"): value for key, value in told.items()} | sampler
+    return {
+        key: value if isinstance(value, int | float) else str(value)
+        for key, value in found.items()
+        if value is not None
+    }
+
+
+def _add_finals(writer: SummaryWriter, metrics: Metrics) -> None:
+    intervals = {f"final/{tag_name(one.strategy)}": _in_words(one) for one in results(metrics)}
+    for tag, value in final_metrics(metrics).items():
+        add_scalar(writer, tag, value, metrics["num_problems"], intervals.get(tag, ""))
+
+
+def _in_words(one: StrategyResult) -> str:
+    interval = one.accuracy.interval()
+    return f"{one.strategy.label()}: {one.accuracy.percent()} %" + (f", 95 % interval {interval}" if interval else "")
+
+
+def _add_curves(writer: SummaryWriter, metrics: Metrics) -> None:
+    over_k, over_steps = Margins(OVER_K), Margins(OVER_STEPS)
+    for curve, cells in curves(metrics).items():
+        for k, cell in cells.items():
+            over_k.add(writer, curve.method, _row(cell), k)
+            over_steps.add(writer, curve.method, _row(cell), round(token_steps_of(metrics, curve.at(k))))
+    for one in results(metrics):
+        if one.strategy.kind in ("answer", "search"):
+            over_steps.add(writer, tag_name(one.strategy), _row(one.accuracy), round(one.token_steps))
+    for step, value in enumerate(metrics["diversity"]["per_step"], start=1):
+        if value is not None:
+            add_scalar(writer, "over_latent_steps_set_smoothing_to_0/diversity", value, step)
+    charts = {
+        "Coverage and accuracy against the number of rollouts k": over_k,
+        "Coverage and accuracy against token steps per problem": over_steps,
+    }
+    add_layout(writer, "Results", charts)
+
+
+def _row(cell: Cell) -> tuple[float, float, float]:
+    return cell.value, *cell.bounds
+
+
+def _add_records(writer: SummaryWriter, records: Iterable[Record]) -> None:
+    examples, scores = Examples(), ScoreSamples()
+    for record in records:
+        examples.add(record)
+        scores.add(record)
+    for number, (kind, text) in enumerate(examples.texts(), start=1):
+        writer.add_text(f"problems/{number}_{kind}", text)
+    for step, found in enumerate((scores.wrong, scores.right)):
+        if found:
+            writer.add_histogram(SCORES, np.asarray(found), step)
