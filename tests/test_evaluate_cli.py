@@ -94,7 +94,7 @@ def test_an_evaluation_leaves_the_documented_files(finished):
     events = {name for name in files if name.startswith("tensorboard/") and "events.out.tfevents." in name}
     assert {name.rpartition("/")[0] for name in events} == {"tensorboard", "tensorboard/live"} and len(events) == 2
     assert files - events == {
-        "config.yaml", "metrics.json", "report.html", "report.md", "predictions/rank-00000.jsonl", "run.json",
+        ".lock", "config.yaml", "metrics.json", "report.html", "report.md", "predictions/rank-00000.jsonl", "run.json",
         *(f"figures/{name}.{kind}" for name in DRAWN for kind in ("png", "svg")),
     }  # fmt: skip
 
@@ -165,7 +165,7 @@ def test_tensorboard_has_curves_with_k_as_the_step_and_the_figures(finished):
     (final,) = events.Scalars("final/majority_voting_2")  # one point: smoothing cannot move it
     assert final.value == pytest.approx(metrics["accuracy"]["majority_voting"]["2"], abs=1e-6)
     assert {"_hparams_/session_start_info", "custom_scalars__config__"} <= set(events.summary_metadata)
-    assert set(events.Tags()["images"]) == DRAWN
+    assert set(events.Tags()["images"]) == {f"figures/{name}" for name in DRAWN}
 
 
 def test_curves_over_the_problems_done_are_there_while_a_run_goes_on(small, tmp_path, monkeypatch):
@@ -192,6 +192,7 @@ def test_curves_over_the_problems_done_are_there_while_a_run_goes_on(small, tmp_
     low, high = metrics["confidence_interval"]["greedy"]
     expected = {"live/majority_voting_2": metrics["accuracy"]["majority_voting"]["2"], "live_interval/greedy_low": low}
     expected |= {"live_interval/greedy_high": high, "live/invalid_answer_rate": metrics["invalid_answer_rate"]}
+    assert "custom_scalars__config__" in read().summary_metadata
     for name, value in expected.items():
         assert read().Scalars(name)[-1].value == pytest.approx(value, abs=1e-5)
     assert read().Scalars("live_speed/rollouts_per_second")[-1].value > 0

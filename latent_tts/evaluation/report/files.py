@@ -47,5 +47,5 @@ def write_report(
     write_whole(output / "report.md", markdown(metrics, saved, run, found))
     inside = {name: to_embed(output / path) for name, path in saved.items()}
     write_whole(output / "report.html", html_parts(metrics, records, inside, found, run))
-    write_tensorboard(metrics, drawn, output / "tensorboard", records)
+    write_tensorboard(metrics, drawn, output / "tensorboard", records, found)
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latent_tts.evaluation.diagnoses import Diagnosis
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.event_files import Margins, add_hyperparameters, add_layout, add_scalar, tag_name
 from latent_tts.evaluation.report.examples import Examples
@@ -27,7 +28,11 @@ SCORES = "scores/step_0_wrong_step_1_right"
 
 
 def write_tensorboard(
-    metrics: Metrics, drawn: Mapping[str, Any], folder: Path, records: Iterable[Record] | None = None
+    metrics: Metrics,
+    drawn: Mapping[str, Any],
+    folder: Path,
+    records: Iterable[Record] | None = None,
+    diagnoses: Iterable[Diagnosis] = (),
 ) -> None:
     """Writes the event file of a finished run anew.
 
@@ -36,6 +41,7 @@ def write_tensorboard(
         drawn: Figures by name.
         folder: Where its event file goes; those in it are replaced.
         records: What the metrics were made from, which can be gone through more than once; None leaves out texts and histograms.
+        diagnoses: What the run shows of known failures of the method.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -48,6 +54,8 @@ def write_tensorboard(
             writer.add_figure(f"figures/{name}", figure, close=False)
         if records is not None:
             _add_records(writer, records)
+        for one in diagnoses:
+            writer.add_text(f"diagnoses/{one.name.replace(' ', '_')}", f"{one.sentence}\n\nTo try: {one.advice}")
         add_hyperparameters(writer, hyperparameters(metrics), list(final_metrics(metrics)))
 
 
