@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.text import Text
 
+from callbacks.progress_lines import ProblemLines, in_terminal, rate
 from callbacks.protocols import problem_source, progress_of
+
+
+def problem_progress() -> ProgressBar:
+    """A bar in a terminal, lines anywhere else."""
+    return ProblemProgress() if in_terminal() else ProblemLines()
+
+
+class BarAndNews(Progress):
+    """The bar, and below it the running figures: beside it, they would be cut in a narrow terminal."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["news"], no_wrap=True, overflow="ellipsis")
 
 
 class ProblemProgress(ProgressBar):
@@ -30,22 +47,27 @@ class ProblemProgress(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    @property
+    def is_enabled(self) -> bool:
+        """Whether this process shows the bar."""
+        return self._enabled
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._enabled:
             return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
+        self._progress = BarAndNews(
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[news]}", table_column=Column(no_wrap=True)),
             expand=True,
         )
+        self._before = progress_of(pl_module).metrics.num_problems
         self._progress.start()
         total = problem_source(trainer).num_problems
         share = None if total is None else -(-total // trainer.world_size)
-        self._progress.add_task("problems", total=share, news="")
+        self._progress.add_task("problems", total=share, news="", rate="")
         self._show(pl_module)
 
     def on_predict_batch_end(
@@ -71,9 +93,9 @@ class ProblemProgress(ProgressBar):
     def _show(self, pl_module: LightningModule) -> None:
         if self._progress is not None:
             module = progress_of(pl_module)
-            self._progress.update(
-                self._progress.task_ids[0], completed=module.metrics.num_problems, news=module.progress_news()
-            )
+            done, task = module.metrics.num_problems, self._progress.tasks[0]
+            speed = rate(done - self._before, task.elapsed or 0.0, "problem")
+            self._progress.update(task.id, completed=done, news=module.progress_news(), rate=speed)
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks.annotation_writer import WriteAnnotations
-from callbacks.progress import ProblemProgress
+from callbacks.progress import problem_progress
 from commands.base import CommandLine
 from commands.help import show_trainer_options
 from datamodules.rollout_data import RolloutDataModule
@@ -76,7 +76,7 @@ class AnnotationCLI(CommandLine):
         self.writer = WriteAnnotations(self.output, data, self.config.shard_size, config)
         callbacks: list[Any] = [self.writer]
         if self.config.trainer.enable_progress_bar is not False:
-            callbacks.append(ProblemProgress())
+            callbacks.append(problem_progress())
         return self._instantiate_trainer({**self._get(self.config_init, "trainer"), **kwargs}, callbacks)
 
     def run(self) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from callbacks.folder_lock import OneRunAtATime
 from callbacks.live_metrics import LiveMetrics
 from callbacks.prediction_writer import PredictionWriter
-from callbacks.progress import ProblemProgress
+from callbacks.progress import problem_progress
 from callbacks.scaling_report import ScalingReport
 from commands.base import CommandLine
 from commands.curves import RunCurves
@@ -87,7 +87,7 @@ class EvaluationCLI(CommandLine):
         self.output = Path(
             self.config.output or default_output(self.config, self.model.settings() | settings | precision)
         )
-        bar = [] if self.config.trainer.enable_progress_bar is False else [ProblemProgress()]
+        bar = [] if self.config.trainer.enable_progress_bar is False else [problem_progress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
         report = ScalingReport(self.output, self.data_options())
         # in the order of their work

@@ -10,11 +10,12 @@ from typing import Any
 
 from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
 from callbacks.export import Export, ExportModel
 from callbacks.folder_lock import OneRunAtATime
+from callbacks.progress_lines import TrainingLines, in_terminal
 from callbacks.termination import StopOnSignal
 from callbacks.training_folder import KeepLast, KeepRun, has_ended
 from commands.base import CommandLine
@@ -145,7 +146,16 @@ class TrainingCLI(CommandLine):
         if self.subcommand != "fit" or dry:
             logger = False if logged else logger
         given = {**options, "logger": logger, "default_root_dir": str(folder.folder), **kwargs}
-        return self._instantiate_trainer(given, [] if self.subcommand != "fit" or dry else self._callbacks(logger))
+        training = self.subcommand == "fit" and not dry
+        lines = [TrainingLines()] if training and self._wants_lines(options) else []
+        return self._instantiate_trainer(given, [*lines, *self._callbacks(logger)] if training else [])
+
+    @staticmethod
+    def _wants_lines(options: Any) -> bool:
+        """Whether progress is printed in lines: no terminal, none of the trainer's own bars asked for, none refused."""
+        given = options["callbacks"] or []
+        own = any(isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given]))
+        return not in_terminal() and options["enable_progress_bar"] is not False and not own
 
     def _callbacks(self, logger: Any) -> list[Callback]:
         folder, options = self.folder, self._options()
