@@ -87,6 +87,11 @@ def test_a_sign_is_told_with_its_number(name, records, changes, told):
     ("name", "records", "changes"),
     [
         ("many answers do not parse", make_records(), {"invalid_answer_rate": 0.05}),
+        (
+            "rollouts do not differ",
+            make_records(diversity=(0.0,)),
+            {"evaluated": {"answer_sampler": {"temperature": 0.7}}},
+        ),
         ("rollouts do not differ", make_records(diversity=(1e-3,)), {}),
         # 10 problems cannot exclude that coverage still rises by 2 points
         ("coverage is flat early", make_records(lambda seed: N * (seed % 2), count=10), {}),

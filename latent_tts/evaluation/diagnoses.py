@@ -97,10 +97,11 @@ def invalid_answers(metrics: Metrics, table: RecordTable | None) -> Diagnosis | 
 
 
 def no_diversity(metrics: Metrics, table: RecordTable | None) -> Diagnosis | None:
-    """Rollouts that are all one."""
-    mean = metrics["diversity"]["mean"]
-    if metrics["num_rollouts"] < 2 or mean is None or mean > NO_DIVERSITY:
+    """Rollouts that are all one; where answers are drawn, equal thoughts may be meant."""
+    drawn = metrics.get("evaluated", {}).get("answer_sampler")
+    if metrics["num_rollouts"] < 2 or drawn or _differ(metrics):
         return None
+    mean = metrics["diversity"]["mean"]
     alike = (
         ""
         if table is None
