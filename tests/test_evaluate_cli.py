@@ -198,6 +198,16 @@ def test_curves_over_the_problems_done_are_there_while_a_run_goes_on(small, tmp_
     assert read().Scalars("live_speed/rollouts_per_second")[-1].value > 0
 
 
+def test_another_logger_gets_the_curves_and_the_final_figures(small, tmp_path):
+    logger = ["--trainer.logger=CSVLogger", f"--trainer.logger.save_dir={tmp_path / 'logs'}"]
+    assert evaluate(*small, *logger, f"--output={tmp_path / 'run'}") == 0
+    (file,) = (tmp_path / "logs").rglob("metrics.csv")
+    tags = set(file.read_text().splitlines()[0].split(","))
+    assert {"step", "live/coverage_2", "live_interval/greedy_low", "final/coverage_2"} <= tags
+    assert "num_rollouts: 2" in file.with_name("hparams.yaml").read_text()
+    assert not (tmp_path / "run" / "tensorboard" / "live").exists()
+
+
 def test_the_stored_configuration_runs_again(finished, tmp_path):
     assert evaluate(f"--config={finished / 'config.yaml'}", f"--output={tmp_path}") == 0
     name = "predictions/rank-00000.jsonl"
