@@ -17,6 +17,7 @@ from callbacks.export import Export, ExportModel
 from callbacks.folder_lock import OneRunAtATime
 from callbacks.progress_lines import TrainingLines, in_terminal
 from callbacks.termination import StopOnSignal
+from callbacks.training_curves import TrainingSpeed, ValidationAnswers
 from callbacks.training_folder import KeepLast, KeepRun, has_ended
 from commands.base import CommandLine
 from commands.catalogue import classes_below, import_named
@@ -141,7 +142,7 @@ class TrainingCLI(CommandLine):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, options = self.folder, self._get(self.config_init, "trainer")
         logged = options["logger"] is None or options["logger"] is True
-        logger = RunCurves(folder.folder) if logged else options["logger"]
+        logger = RunCurves(folder.folder, metrics=[self.model.monitor]) if logged else options["logger"]
         dry = bool(options["fast_dev_run"])
         if self.subcommand != "fit" or dry:
             logger = False if logged else logger
@@ -160,7 +161,7 @@ class TrainingCLI(CommandLine):
     def _callbacks(self, logger: Any) -> list[Callback]:
         folder, options = self.folder, self._options()
         self.keeper = KeepRun(folder.folder, self.parser.dump(self.config, skip_none=False), {})
-        monitor = [LearningRateMonitor("step")] if logger else []
+        monitor = [LearningRateMonitor("step"), TrainingSpeed(), ValidationAnswers()] if logger else []
         best = ModelCheckpoint(
             folder.checkpoints,
             "best",

@@ -111,9 +111,11 @@ class BackboneModule(TrainingModule):
         engine = RolloutEngine(self.backbone, max_answer_tokens=self.max_answer_tokens)
         return [texts[0] for texts in engine.rollout(questions, num_rollouts=1).texts]
 
-    def validation_step(self, batch: Sequence[ReasoningExample], batch_idx: int) -> None:
-        texts = self.backbone(self.generate, [example.question for example in batch])
+    def validation_step(self, batch: Sequence[ReasoningExample], batch_idx: int) -> list[str]:  # type: ignore[override]
+        """The answers, one for each example."""
+        texts: list[str] = self.backbone(self.generate, [example.question for example in batch])
         golds = [parse_answer(example.answer) for example in batch]
         right = [answers_equal(parse_answer(text), gold) for text, gold in zip(texts, golds, strict=True)]
         self.val_accuracy.update(torch.tensor(right, dtype=torch.float))
         self.log("val/accuracy", self.val_accuracy, prog_bar=True, batch_size=len(batch))
+        return texts

@@ -23,7 +23,9 @@ from latent_tts.training.grpo import (
     Experience,
     LogProbs,
     Policy,
+    clipped_share,
     divergences,
+    entropies,
     experience_of,
     grpo_terms,
     policy_on,
@@ -67,6 +69,9 @@ class ColarGRPOModule(BackboneModule):
         "train/learned_share",
         "train/latents",
         "train/kl",
+        "train/entropy",
+        "train/thought_entropy",
+        "train/clipped_share",
         "val/latents",
     )
 
@@ -130,7 +135,18 @@ class ColarGRPOModule(BackboneModule):
                 reference = self.policy(model, experience)
             divergence = divergences(policy, reference)
             self.log("train/kl", torch.cat(divergence).detach().mean(), batch_size=1)
+        self.log_policy(policy, old)
         return grpo_terms(policy.log_probs, old, experience, self.grpo.clip, divergence, self.grpo.kl_weight)
+
+    @torch.no_grad()
+    def log_policy(self, policy: Policy, old: LogProbs) -> None:
+        """How much is left to explore, and how far an update goes."""
+        thoughts, tokens = entropies(policy)
+        share = clipped_share(policy.log_probs, old, self.grpo.clip)
+        found = {"thought_entropy": thoughts, "entropy": tokens, "clipped_share": share}
+        # Rollouts may answer without a thought, and then there is none to speak of.
+        known = {f"train/{name}": value.mean() for name, value in found.items() if value.numel()}
+        self.log_dict(known, batch_size=1)
 
     def policy(self, model: Colar, experience: Experience) -> Policy:
         return policy_on(model, self.sampler, self.grpo.answers, experience)

@@ -92,6 +92,20 @@ def gradients(model: nn.Module) -> list[Tensor]:
     return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in found]
 
 
+def gradient_norm(module: LightningModule, found: list[Tensor]) -> Tensor:
+    """The norm of all gradients as one vector, (), on the device. Every process of a training that is shared out has to ask.
+
+    Args:
+        module: That is trained.
+        found: Its gradients in this process.
+    """
+    norm: Tensor = torch.stack(torch._foreach_norm([gradient.float() for gradient in found])).norm()
+    if not shards(module):
+        return norm
+    squares: Tensor = torch.as_tensor(module.trainer.strategy.reduce(norm.square(), reduce_op="sum"))
+    return squares.sqrt()
+
+
 def whole_weights(module: LightningModule) -> Mapping[str, Any] | None:
     """The whole weights of a training that was shared out, on rank 0; None of any other. Every process has to ask."""
     if not shards(module):

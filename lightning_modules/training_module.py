@@ -20,7 +20,7 @@ from latent_tts.errors import UserError
 from latent_tts.training.optimization import Optimization
 from lightning_modules.hyperparameters import restored
 from lightning_modules.lookahead import Lookahead
-from lightning_modules.sharding import ShardedStrategy, gather, gradients, offer_sharding, release, shard
+from lightning_modules.sharding import ShardedStrategy, gather, gradient_norm, gradients, offer_sharding, release, shard
 
 offer_sharding()
 
@@ -209,6 +209,7 @@ class TrainingModule(LightningModule):
         release(self.trained)
         if found := gradients(self):
             torch._foreach_mul_(found, scale)
+            self.log("train/gradient_norm", gradient_norm(self, found), batch_size=1)  # before clipping
         self.num_terms = 0
 
     # Optimizer --------------------------------------------------------------------------------------------------------

@@ -202,6 +202,17 @@ def grpo_terms(
     return torch.zeros_like(advantages).index_add(0, row_of_action, terms) / lengths
 
 
+def entropies(policy: Policy) -> tuple[Tensor, Tensor]:
+    """In nats: of every thought, over all its dimensions together, (M,), and of every token of the answers, (A,)."""
+    return policy.thoughts.entropy().sum(dim=-1), torch.special.entr(policy.tokens.exp()).sum(dim=-1)
+
+
+def clipped_share(new: LogProbs, old: LogProbs, clip: float) -> Tensor:
+    """Share of the draws (dimensions of thoughts, and tokens) whose ratio is beyond the clip, (): 0 in a first update."""
+    ratios = torch.cat([(a - b).exp().flatten() for a, b in zip(new, old, strict=True)])
+    return ((ratios - 1).abs() > clip).float().mean()
+
+
 def clipped(new: Tensor, old: Tensor, advantage: Tensor, clip: float) -> Tensor:
     """Terms of draws, (...): the less hopeful of the ratio and the clipped ratio, times the advantage, negated."""
     ratio = (new - old.detach()).exp()
