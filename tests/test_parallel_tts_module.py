@@ -13,6 +13,7 @@ from torch import Tensor
 
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
+from latent_tts.evaluation.record_making import _judged
 from latent_tts.evaluation.records import Record
 from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
@@ -177,9 +178,9 @@ def test_rollouts_greedy_answer_and_searches_share_one_prompt_pass(
 def test_the_answer_rule_decides_what_counts_as_right(backbone, problems):
     near = Problem("near", "?", 3.0)
     for rule, expected in (("tolerance", True), ("strict", False)):
-        evaluator = make_module(backbone, answer_rule=rule).evaluator
-        assert evaluator._judged(near, "", 3.0000001)[2] == expected
-        assert evaluator._judged(near, "", 3.0)[2]
+        rule = make_module(backbone, answer_rule=rule).evaluator.answer_rule
+        assert _judged(near, "", 3.0000001, rule)[2] == expected
+        assert _judged(near, "", 3.0, rule)[2]
 
 
 def test_settings_name_everything_that_changes_the_records(backbone, tiny_backbone, reward_folder):

@@ -5,10 +5,9 @@ problems -> prompts -> rollouts -> greedy answers -> written answers -> step sco
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from latent_tts.aggregation import Aggregation
-from latent_tts.answers import AnswerRule, answers_equal
+from latent_tts.answers import AnswerRule
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
-from latent_tts.engine.prompts import Prompt
 from latent_tts.engine.rollouts import Rollouts, join_rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
@@ -33,28 +31,16 @@ from latent_tts.evaluation.completion import (
 )
 from latent_tts.evaluation.controls import LatentControl
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
-from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, SearchRecord, TokenSteps, rounded
+from latent_tts.evaluation.record_making import Drawn, make_record, search_records, written_record
+from latent_tts.evaluation.records import Record, SearchRecord
 from latent_tts.evaluation.strategies import make_aggregations, of_search
 from latent_tts.evaluation.summary import choose
-from latent_tts.metrics.diversity import step_diversity
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
 from latent_tts.sampling import Deterministic, PromptSharing
 from latent_tts.search import Search, SearchResult
 
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """What was made of a batch of B problems."""
-
-    prompts: list[Prompt]
-    rollouts: Rollouts
-    greedy: Rollouts
-    written: Rollouts | None
-    scores: Tensor | None  # (B, N, T)
-    found: dict[str, SearchResult]  # by Strategy.key
 
 
 class Evaluator:
@@ -184,7 +170,7 @@ class Evaluator:
         start = self.engine.start(questions, self.seed, ids)
         rollouts = self._draw(self.engine, start, problems, self.num_rollouts)
         self.clock.add(started, len(problems) * self.num_rollouts, self.engine.backbone.device)
-        drawn = _Drawn(
+        drawn = Drawn(
             prompts=start.prompts,
             rollouts=rollouts,
             greedy=self._greedy(start, problems),
@@ -193,7 +179,7 @@ class Evaluator:
             found=self._search(questions, ids, start, self._by_key()),
         )
         self._note(ids, rollouts)
-        records = [self._record(problem, i, drawn) for i, problem in enumerate(problems)]
+        records = [make_record(problem, i, drawn, self.answer_rule) for i, problem in enumerate(problems)]
         return [replace(record, chosen=choose(record, self.aggregations)) for record in records]
 
     def _note(self, ids: Sequence[str], rollouts: Rollouts) -> None:
@@ -233,9 +219,9 @@ class Evaluator:
         written: Rollouts | None,
     ) -> Record:
         """A record with the searches that it had and those found now, written reasoning and what is chosen."""
-        searches = search | self._search_records(problem, i, found)
+        searches = search | search_records(problem, i, found, self.answer_rule)
         if written is not None:
-            record = replace(record, written=self._written_record(problem, i, written))
+            record = replace(record, written=written_record(problem, i, written, self.answer_rule))
         record = replace(record, search={key: searches[key] for key in self._by_key()})
         return replace(record, chosen=choose(record, self.aggregations))
 
@@ -253,7 +239,7 @@ class Evaluator:
             rollouts = join_rollouts([replace(rollouts, answer_ids=new.answer_ids[:, :0]), new])
         self._note(ids, rollouts)
         greedy = [record.greedy for record in earlier]
-        drawn = _Drawn(
+        drawn = Drawn(
             prompts=start.prompts,
             rollouts=rollouts,
             greedy=restored_answers(earlier, greedy, [record.token_steps.greedy for record in earlier]),
@@ -262,7 +248,7 @@ class Evaluator:
             scores=self._scores(questions, rollouts),
             found={},
         )
-        return [self._record(problem, i, drawn) for i, problem in enumerate(problems)]
+        return [make_record(problem, i, drawn, self.answer_rule) for i, problem in enumerate(problems)]
 
     def _latents(self, ids: Sequence[str], num_rollouts: int, start: ThoughtState) -> Tensor:
         """Of the first rollouts (B, n, T, D): as they are kept, or thought again."""
@@ -320,63 +306,3 @@ class Evaluator:
     def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int, num_rollouts: int) -> list[R]:
         """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""
         return self._rollout_parts.run(work, num_rollouts) if num_problems == 1 else [work(0, num_rollouts)]
-
-    # Records --------------------------------------------------------------------------------------------------------
-
-    def _record(self, problem: Problem, i: int, drawn: _Drawn) -> Record:
-        greedy, written = drawn.greedy, drawn.written
-        finite = drawn.rollouts.finite[i]  # (N,)
-        latents, num_latents = drawn.rollouts.latents[i][finite], drawn.rollouts.num_latents[i][finite]
-        per_step = step_diversity(latents, num_latents).tolist()
-        return Record(
-            problem_id=problem.problem_id,
-            question=problem.question,
-            gold=problem.gold,
-            greedy=AnswerRecord(*self._judged(problem, greedy.texts[i][0], greedy.answers[i][0])),
-            rollouts=self._rollout_records(problem, i, drawn),
-            search=self._search_records(problem, i, drawn.found),
-            diversity=tuple(rounded([None if math.isnan(value) else value for value in per_step])),
-            token_steps=self._token_steps(i, drawn),
-            chosen={},
-            written=None if written is None else self._written_record(problem, i, written),
-        )
-
-    def _search_records(self, problem: Problem, i: int, found: dict[str, SearchResult]) -> dict[str, SearchRecord]:
-        return {
-            key: SearchRecord(*self._judged(problem, one.texts[i], one.answers[i]), int(one.token_steps[i]))
-            for key, one in found.items()
-        }
-
-    def _written_record(self, problem: Problem, i: int, written: Rollouts) -> SearchRecord:
-        judged = self._judged(problem, written.texts[i][0], written.answers[i][0])
-        return SearchRecord(*judged, int(written.token_steps[i]))
-
-    def _rollout_records(self, problem: Problem, i: int, drawn: _Drawn) -> tuple[RolloutRecord, ...]:
-        rollouts, num_latents = drawn.rollouts, drawn.rollouts.num_latents[i].tolist()
-        scores = [None] * self.num_rollouts if drawn.scores is None else drawn.scores[i].tolist()
-        finite = rollouts.finite[i].tolist()
-        parts = zip(rollouts.texts[i], rollouts.answers[i], num_latents, scores, finite, strict=True)
-        return tuple(
-            RolloutRecord(
-                *self._judged(problem, text, answer),
-                num_latents=length,
-                step_scores=None if steps is None else tuple(rounded(steps[: length * whole])),
-                finite=whole,
-            )
-            for text, answer, length, steps, whole in parts
-        )
-
-    def _token_steps(self, i: int, drawn: _Drawn) -> TokenSteps:
-        """What is shared goes through a model once for all N rollouts: the prompt, as far as its pass is not random."""
-        prompt, thoughts = len(drawn.prompts[i].ids), int(drawn.rollouts.num_latents[i].sum())
-        scored = drawn.scores is not None
-        return TokenSteps(
-            rollouts=int(drawn.rollouts.token_steps[i]),
-            rollouts_shared=int(drawn.rollouts.shared_steps[i]),
-            reward=(prompt + thoughts) * scored,
-            reward_shared=prompt * scored,
-            greedy=int(drawn.greedy.token_steps[i]),
-        )
-
-    def _judged(self, problem: Problem, text: str, answer: float | None) -> tuple[str, float | None, bool]:
-        return text, answer, answers_equal(answer, problem.gold, self.answer_rule)
