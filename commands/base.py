@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, cast, get_args
 
 from jsonargparse._typehints import ActionTypeHint
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.termination import StopOnSignal, without_lightnings_signals
 from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
-from commands.explain import BadOptionError, OneSentenceParser, explain
+from commands.explain import BadOptionError, OneSentenceParser, explain, given_options
 from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
@@ -59,6 +60,21 @@ class CommandParser(OneSentenceParser, LightningArgumentParser):
         return added
 
 
+def refuse_empty_files(parser: LightningArgumentParser, given: list[str]) -> None:
+    """Refuses an empty file where an option's objects can be read from one: it would be null, without a word.
+
+    Raises:
+        UserError: There is such a file.
+    """
+    reads_files = {action.dest for action in parser._actions if getattr(action, "_enable_path", False)}
+    for option in given_options(given):
+        name = ".".join(option.path)
+        if name not in reads_files or not isinstance(option.value, str) or not Path(option.value).is_file():
+            continue
+        if not Path(option.value).read_bytes().strip():
+            raise UserError(f"--{name} {option.value} is an empty file: it says nothing, so leave the option out.")
+
+
 class CommandLine(LightningCLI):
     """LightningCLI as this project uses it; see the module docstring.
 
@@ -86,6 +102,8 @@ class CommandLine(LightningCLI):
             UserError: An option that is unknown or does not take its value, named with what there is.
         """
         given = list(sys.argv[1:] if args is None else args)
+        parsers = getattr(self, "_subcommand_parsers", {})
+        refuse_empty_files(parsers.get(given[0], parser) if given else parser, given)
         try:
             super().parse_arguments(parser, args)
         except BadOptionError as error:

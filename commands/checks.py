@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from importlib import import_module
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from commands.launch import check_processes
@@ -16,6 +18,7 @@ from latent_tts.errors import UserError
 
 Stage = Literal["fit", "validate", "predict"]
 
+_MOST_PROCESSES = 16  # on a CPU, or as many as it has cores: thousands are a slip that stops the machine
 NOT_USED = "a prediction does not use it"
 NO_EFFECT: dict[Stage, dict[str, str]] = {
     "predict": {
@@ -77,11 +80,17 @@ def check_machine(options: Mapping[str, Any]) -> None:
 
     Raises:
         UserError: There is no such device, strategy or precision, they do not fit each other, or a launcher has started
-            another number of processes.
+            another number of processes; or a CPU would get thousands of them.
     """
     names = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "deterministic", "profiler")
     arguments = {name: _argument(f"--trainer.{name}", options[name]) for name in names if name in options}
-    check_processes(made(lambda: Trainer(**arguments, logger=False, enable_checkpointing=False)))
+    trainer = made(lambda: Trainer(**arguments, logger=False, enable_checkpointing=False))
+    check_processes(trainer)
+    most = max(_MOST_PROCESSES, os.cpu_count() or 1)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        raise UserError(
+            f"--trainer.devices {trainer.num_devices} would start as many processes here: give at most {most}."
+        )
 
 
 def made(trainer: Callable[[], Trainer]) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches
+from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_workers
 from latent_tts.annotation.reader import AnnotationStore
 from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.errors import UserError
@@ -115,6 +116,9 @@ class AnnotatedRolloutDataModule(GoesOnInEpoch):
         ):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        require_workers(num_workers)
+        if not 0.0 <= memory_limit_gb < math.inf:
+            raise UserError(f"memory_limit_gb must be a finite number and not negative, got {memory_limit_gb}")
         if not 0.0 <= val_share < 1.0:
             raise UserError(f"val_share is the share of problems to validate on and must be in [0, 1), got {val_share}")
         self.folder, self.val_folder, self.val_share = folder, val_folder, val_share

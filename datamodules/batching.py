@@ -50,6 +50,12 @@ def require_positive(**options: int | None) -> None:
             raise UserError(f"{name} must be at least 1, got {value}")
 
 
+def require_workers(num_workers: int) -> None:
+    """UserError for a number of data-loader processes below 0."""
+    if num_workers < 0:
+        raise UserError(f"num_workers must be at least 0, got {num_workers}: with 0 the main process reads the data")
+
+
 def unchanged(batch: T) -> T:
     """Collates nothing: a batch is a list of text."""
     return batch

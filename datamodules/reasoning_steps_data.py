@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_positive, unchanged
+from datamodules.batching import (
+    GoesOnInEpoch,
+    LengthGroupedBatches,
+    LengthSortedBatches,
+    require_positive,
+    require_workers,
+    unchanged,
+)
 from datamodules.examples import GeneratedExamples, ListedExamples
 from datamodules.positions import PositionLimit
 from datamodules.resampling.resampled import Resampled, templates_of
@@ -93,6 +100,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
             True  # a small validation set may not reach every device
         )
         require_positive(batch_size=batch_size, pool_batches=pool_batches, train_size=train_size, val_size=val_size)
+        require_workers(num_workers)
         self.train, self.val = train, val
         if isinstance(train, dict):
             require_positive(**{f"the weight of {source!r} in train": weight for source, weight in train.items()})

@@ -13,10 +13,11 @@ from datamodules.batching import (
     length_sorted_batches,
     rank_and_world_size,
     require_positive,
+    require_workers,
     unchanged,
 )
 from datamodules.positions import rooms_of, too_long
-from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table
+from datamodules.sources.catalogue import GSM_SYMBOLIC, find_table, refuse_columns
 from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
 from datamodules.sources.notices import notice
 from datamodules.sources.repeats import first_of_each, number_repeats
@@ -80,6 +81,7 @@ class RolloutDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         require_positive(batch_size=batch_size, limit=limit, sort_window=sort_window, size=size)
+        require_workers(num_workers)
         self.source, self.limit = source, limit
         self.leave_out_repeats, self.leave_out_too_long = leave_out_repeats, leave_out_too_long
         self.batch_size, self.sort_window, self.num_workers = batch_size, sort_window, num_workers
@@ -88,6 +90,7 @@ class RolloutDataModule(LightningDataModule):
         self._rows: GoodRows[Problem] | None = None
         self._problems: Iterable[Problem]
         if source == GSM_SYMBOLIC:
+            refuse_columns(hub_config=hub_config, question_column=question_column, answer_column=answer_column)
             self._problems = GeneratedProblems(GSMSymbolic(seed, templates, symbolic_split(split)), size)
         else:
             table = find_table(source, split, hub_config, question_column, answer_column)

@@ -29,6 +29,8 @@ from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.sampling import SAMPLERS, AnswerSampler, Sampler
 from latent_tts.search import SEARCHES
 
+DEFAULT_WRITTEN_TOKENS = 256
+
 
 class ParallelTTSModule(LightningModule):
     """Draws N latent rollouts of every problem, aggregates them, and measures how good the answers are.
@@ -85,7 +87,7 @@ class ParallelTTSModule(LightningModule):
         reward_model: str | LatentRewardModel | None = None,
         search: list[Part] | None = None,
         written: str | LatentBackbone | None = None,
-        max_written_tokens: int = 256,
+        max_written_tokens: int = DEFAULT_WRITTEN_TOKENS,
         answer_rule: AnswerRule = "tolerance",
         answer_sampler: AnswerSampler | None = None,
         keep_latents: bool = False,
@@ -94,6 +96,10 @@ class ParallelTTSModule(LightningModule):
     ) -> None:
         super().__init__()
         control = control_of(latent_control, truncate_after)
+        if written is None and max_written_tokens != DEFAULT_WRITTEN_TOKENS:
+            raise UserError(
+                f"max_written_tokens {max_written_tokens} is for --model.written: give both, or neither of them."
+            )
         scored = reward_model is not None
         parts, searches = make_aggregations(aggregations, scored), make_searches(search or [], scored)
         self.backbone = (

@@ -145,6 +145,17 @@ CASES = [
     ("annotate", ["--model.backbone=text.ckpt"], "text.ckpt is a file"),
     ("train", [*FIT, "--model.init_args.backbone=text.ckpt"], "text.ckpt is a file"),
     ("train", [*LATENT_RM, *SHIPPED, "--model.reward_model=empty.ckpt"], "empty.ckpt is a file"),
+    # an empty file where an object's options are meant
+    ("evaluate", [*EVALUATE, "--model.answer_sampler=empty.ckpt"], "--model.answer_sampler empty.ckpt is an empty file"),
+    ("evaluate", [*EVALUATE, "--trainer.callbacks=empty.ckpt"], "--trainer.callbacks empty.ckpt is an empty file"),
+    ("evaluate", [*EVALUATE, "--trainer.logger=empty.ckpt"], "--trainer.logger empty.ckpt is an empty file"),
+    ("train", [*FIT, "--trainer.logger=empty.ckpt"], "--trainer.logger empty.ckpt is an empty file"),
+    # values without effect, or out of their range
+    ("evaluate", [*SHIPPED, "--model.max_written_tokens=5"], "max_written_tokens 5 is for --model.written"),
+    ("evaluate", [*SHIPPED, "--data.hub_config=x"], "hub_config is for files and hub sets"),
+    ("evaluate", [*SHIPPED, "--data.question_column=x"], "question_column is for files and hub sets"),
+    ("evaluate", [*SHIPPED, "--data.num_workers=-1"], "num_workers must be at least 0, got -1"),
+    ("evaluate", [*EVALUATE, "--trainer.accelerator=cpu", "--trainer.devices=1000000"], "would start as many processes"),
     # the trainer
     ("evaluate", [*EVALUATE, "--trainer.accelerator=tpuu"], "Available names are"),
     ("evaluate", [*EVALUATE, "--trainer.accelerator=cpu", "--trainer.devices=0"], "--trainer options do not fit"),

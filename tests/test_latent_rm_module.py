@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import math
 import os
 import subprocess
 import sys
@@ -338,6 +339,12 @@ def test_beside_a_gpu_every_tensor_of_a_batch_is_pinned(workplace: Path, monkeyp
             assert after == before
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert data.train_dataloader().pin_memory
+
+
+@pytest.mark.parametrize("option", [{"num_workers": -1}, {"memory_limit_gb": math.nan}, {"memory_limit_gb": math.inf}])
+def test_data_options_out_of_their_range_are_named(option: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(option))} must be"):
+        AnnotatedRolloutDataModule("annotations", **option)
 
 
 def test_uniform_problems_are_left_out_of_training_only(workplace: Path) -> None:

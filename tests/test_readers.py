@@ -178,6 +178,17 @@ def test_bytes_in_another_encoding_are_a_bad_row(tmp_path):
         ("false.jsonl.gz", b"{}", "can't be read"),
         ("false.jsonl.xz", b"{}", "can't be read"),
         ("twice.csv", b"question,answer,answer\na,1,2\n", "column 'answer' more than once"),
+        (
+            "twice.jsonl",
+            b'{"question": "a", "answer": 1, "answer": 2}\n',
+            "line 1: the row has 'answer' more than once",
+        ),
+        (
+            "twice.json",
+            b'[{"question": "a", "answer": 1, "answer": 2}]',
+            "row 1.*: the row has 'answer' more than once",
+        ),
+        ("twice-in.json", b'{"n": 1, "data": [{"question": "a", "question": "b"}]}', "has 'question' more than once"),
         ("quotes.csv", b'question,answer\n"a"b,1\n', "is no CSV"),
         ("semicolons.csv", b"question;answer\na;1\n", r"no column 'question', only \['question;answer'\]"),
         ("bytes.parquet", b"PAR1", "no readable parquet"),
@@ -188,6 +199,13 @@ def test_a_malformed_file_is_one_sentence(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as error:
         problems(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_a_row_with_a_name_twice_is_left_out_on_request_and_those_behind_it_are_read(tmp_path):
+    twice, good = '{"question": "a", "answer": {"b": 1, "b": 2}}', '{"question": "c", "answer": "3"}'
+    for name, text in (("rows.jsonl", f"{twice}\n{good}\n"), ("rows.json", f"[{twice},\n{good}]")):
+        (tmp_path / name).write_text(text)
+        assert [problem.question for problem in problems(tmp_path / name, skip_bad_rows=True)] == ["c"]
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1).filter(str.strip)

@@ -53,6 +53,13 @@ def find_table(
     )
 
 
+def refuse_columns(**options: object) -> None:
+    """UserError for an option of tables that is given with generated problems, where it would have no effect."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} is for files and hub sets: {GSM_SYMBOLIC} has no columns and no configurations")
+
+
 def _columns(known: Columns, question: str | list[str] | None, answer: str | None, steps: str | None) -> Columns:
     questions = (question,) if isinstance(question, str) else tuple(question or known.question)
     return Columns(questions, answer or known.answer, steps or known.steps)

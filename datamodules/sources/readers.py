@@ -112,6 +112,8 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
                 yield _object_row(where, _DECODER.decode(line.strip()))
             except json.JSONDecodeError as error:
                 yield Row(where, {}, f"is no JSON ({error.msg} at column {error.colno})")
+            except NamedTwiceError as error:
+                yield Row(where, {}, str(error))
             except RecursionError:
                 yield Row(where, {}, "is nested too deeply")
 
@@ -125,7 +127,9 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield from _read_list(path, text, start.end())
         return
     try:
-        rows = json.loads(text) if text.lstrip().startswith("{") else None
+        rows = _DECODER.decode(text) if text.lstrip().startswith("{") else None
+    except NamedTwiceError as error:
+        raise UserError(f"{path}: an object in it {error}") from error
     except (ValueError, RecursionError):
         rows = None
     if not isinstance(rows, dict) or not isinstance(rows.get("data"), list):
@@ -146,6 +150,9 @@ def _read_list(path: Path, text: str, position: int) -> Iterator[Row]:
             yield _object_row(where, value)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {error.lineno}: is no JSON ({error.msg} at column {error.colno})") from error
+        except NamedTwiceError as error:
+            position = _end_of_value(text, position)
+            yield Row(where, {}, str(error))
         except RecursionError:
             position = _end_of_value(text, position)
             yield Row(where, {}, "is nested too deeply")
@@ -181,7 +188,19 @@ def _integer(digits: str) -> int | float:
         return math.inf
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer)
+class NamedTwiceError(ValueError):
+    """An object that has a name more than once: which of the values is meant cannot be known."""
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise NamedTwiceError(f"has {next(name for name in names if names.count(name) > 1)!r} more than once")
+    return row
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, object_pairs_hook=_named_once)
 
 
 def _object_row(where: str, value: Any) -> Row:
