@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from commands import export, extract_adapters, fresh_model, gguf, report, resampling_report
+from commands import (
+    export,
+    extract_adapters,
+    fresh_model,
+    gguf,
+    inspect,
+    report,
+    resampling_report,
+    study,
+    sweep,
+    trajectories,
+)
+from commands import list as list_runs
 from commands.__main__ import commands
 from commands.annotate import AnnotationCLI
 from commands.checks import NO_EFFECT, NOT_USED
@@ -35,6 +47,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resampling_report": lambda args: run_tool(resampling_report.main, args),
     "export": lambda args: main_guard(lambda: export.main(args)),
     "report": lambda args: main_guard(lambda: report.main(args)),
+    "inspect": lambda args: main_guard(lambda: inspect.main(args)),
+    "list": lambda args: main_guard(lambda: list_runs.main(args)),
+    "sweep": lambda args: main_guard(lambda: sweep.main(args)),
+    "trajectories": lambda args: main_guard(lambda: trajectories.main(args)),
+    "study": lambda args: run_tool(study.main, args),
     "extract_adapters": lambda args: main_guard(lambda: extract_adapters.main(args)),
 }
 
@@ -93,8 +110,20 @@ CASES = [
     ("train", ["fit", "--model=CoconutModule"], "--data has no value"),
     ("train", ["fit", "--model=CoconutModule", "--data=ReasoningStepsDataModule"], "--model.backbone has no value"),
     ("evaluate", ["--model.num_rollouts"], "--model.num_rollouts needs a value"),
-    ("export", [], "required: run, --out"),
-    ("report", [], "required: run"),
+    ("export", [], "required: run"),
+    ("report", [], "required: RUN"),
+    ("inspect", [], "required: run"),
+    ("trajectories", ["missing"], "required: --problem"),
+    ("sweep", [], "required: --vary"),
+    ("study", [], "study"),
+    ("study", ["--studi=x"], "did you mean study?"),
+    ("study", ["--study=missing.yaml"], "missing.yaml"),
+    ("study", ["--study=list.yaml"], "list.yaml"),
+    ("list", ["missing"], "There is no folder missing"),
+    ("list", ["--sortt=x"], "Unrecognized arguments: --sortt=x"),
+    ("inspect", ["missing"], "missing holds no run.json"),
+    ("sweep", ["--vary=seed"], "seed"),
+    ("sweep", ["--vary=model.samplr=1,2"], "samplr"),
     ("report", ["x", "--aggregation=hybrid"], "Unrecognized arguments: --aggregation=hybrid"),
     ("report", ["x", "--answer_rule=lax"], "invalid choice: 'lax'"),
     ("report", ["x", "--aggregations=hybrid"], "--aggregations must be a list"),
