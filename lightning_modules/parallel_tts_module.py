@@ -54,7 +54,7 @@ class ParallelTTSModule(LightningModule):
         aggregations: How the N rollouts become one answer: AGGREGATIONS, each as a name or
             as {name: best_of_n, reduction: mean}; by default all but adaptive_voting, without a reward
             model only majority_voting.
-        reward_model: Folder or hub id of the latent reward model that scores the rollouts.
+        reward_model: Folder or hub id (owner/name, or owner/name@revision) of the latent reward model that scores the rollouts.
         search: Searches to run beside the rollouts: SEARCHES, each as a name or as
             {name: beam_search, num_beams: 4, num_candidates: 4}; all but adaptive_rollouts are guided by the reward model.
         written: Folder or hub id of a causal LM that reasons in writing (ChainOfThoughtModule trains one); its greedy answers
@@ -168,14 +168,12 @@ class ParallelTTSModule(LightningModule):
 
     def evaluated(self) -> dict[str, Any]:
         """What is evaluated, for metrics.json and run.json."""
+        models = (self.backbone, self.reward_model, self.written)
         backbone, reward_model, written = (
-            {"name": name, "fingerprint": found} for name, found in zip(self._names, self._fingerprints, strict=True)
+            {"name": name, "fingerprint": found, "commit": getattr(model, "commit", None)}
+            for name, found, model in zip(self._names, self._fingerprints, models, strict=True)
         )
-        form = {
-            "kind": self.backbone.kind,
-            "num_latents": self.backbone.num_latents,
-            "commit": self.backbone.commit,
-        }
+        form = {"kind": self.backbone.kind, "num_latents": self.backbone.num_latents}
         return {
             "backbone": backbone | form,
             "reward_model": None if self.reward_model is None else reward_model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,26 @@ def problems(questions) -> list[Problem]:
 def make_module(backbone, sampler=None, **kwargs) -> ParallelTTSModule:
     options = {"num_rollouts": 4, "seed": 5, "max_answer_tokens": 6} | kwargs
     return ParallelTTSModule(backbone, sampler or AdditiveGaussianNoise(0.4), **options).eval()
+
+
+def test_what_was_evaluated_names_the_commit_of_every_model_from_the_hub(
+    backbone, reward_folder, tmp_path, monkeypatch
+):
+    commit, asked = "0123456789abcdef" * 2 + "01234567", []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        return shutil.copytree(reward_folder, tmp_path / "snapshots" / commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    from_hub = make_module(backbone, reward_model="somebody/scorer@v1").evaluated()
+    from_folder = make_module(backbone, reward_model=reward_folder).evaluated()
+    assert asked == [("somebody/scorer", "v1")]
+    same = {"fingerprint": from_folder["reward_model"]["fingerprint"]}
+    assert from_hub["reward_model"] == {"name": "somebody/scorer@v1", "commit": commit} | same
+    assert from_folder["reward_model"] == {"name": reward_folder, "commit": None} | same
+    assert from_hub["backbone"] == from_folder["backbone"]
+    assert from_hub["backbone"]["commit"] is None
 
 
 def test_a_record_holds_what_the_engine_drew(backbone, problems):

@@ -173,12 +173,17 @@ def test_a_revision_is_asked_for_and_the_commit_it_leads_to_is_known(folder, tmp
 
     def download(name, revision, allow_patterns):
         asked.append((name, revision))
-        shutil.copytree(folder, tmp_path / "snapshots" / commit)
+        shutil.copytree(folder, tmp_path / "snapshots" / commit, dirs_exist_ok=True)
         return str(tmp_path / "snapshots" / commit)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert load_backbone("somebody/some-model", revision="v1").commit == commit
-    assert asked == [("somebody/some-model", "v1")]
+    assert load_backbone("somebody/some-model@refs/pr/1").commit == commit
+    assert asked == [("somebody/some-model", "v1"), ("somebody/some-model", "refs/pr/1")]
+    with pytest.raises(UserError, match="names a revision, and so does revision 'v1': give one of the two"):
+        resolve_folder("somebody/some-model@v2", revision="v1")
+    with pytest.raises(UserError, match="There is no folder 'somebody/some-model@'"):
+        resolve_folder("somebody/some-model@")
     assert load_backbone(folder).commit is None and commit_of(folder) is None
     with pytest.raises(UserError, match="which has no revision 'v1': drop it, or give a hub id"):
         resolve_folder(folder, revision="v1")

@@ -21,11 +21,12 @@ def resolve_folder(name_or_folder: str | Path, revision: str | None = None) -> P
     """The local folder of a checkpoint, downloading it where the name is a hub id.
 
     Args:
-        name_or_folder: A folder, or a Hugging Face hub id.
+        name_or_folder: A folder, or a Hugging Face hub id, which can have its revision behind it: ``owner/name@revision``.
         revision: Commit, tag or branch of a hub id; ``None`` takes the newest commit.
 
     Raises:
-        UserError: The folder is not a checkpoint or has no revisions, or the hub does not have (or cannot be asked for) the id.
+        UserError: The folder is not a checkpoint or has no revisions, two revisions are given, or the hub does not have (or
+            cannot be asked for) the id.
     """
     folder = Path(name_or_folder)
     if folder.is_dir():
@@ -40,9 +41,14 @@ def resolve_folder(name_or_folder: str | Path, revision: str | None = None) -> P
         return folder
     if folder.is_file():
         raise UserError(f"{folder} is a file: name the folder that holds config.json and model.safetensors.")
-    name = str(name_or_folder)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"There is no folder {name!r}: check the path, or give a hub id of the form owner/name.")
+    name, _, behind = str(name_or_folder).partition("@")  # in no hub id
+    if behind and revision is not None:
+        raise UserError(f"{name_or_folder} names a revision, and so does revision {revision!r}: give one of the two.")
+    revision = behind or revision
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or str(name_or_folder).endswith("@"):
+        raise UserError(
+            f"There is no folder {str(name_or_folder)!r}: check the path, or give a hub id of the form owner/name."
+        )
     from huggingface_hub import snapshot_download
 
     try:

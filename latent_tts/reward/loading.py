@@ -13,6 +13,7 @@ from latent_tts.backbones.base import METADATA_FILE, LatentBackbone, embedding_t
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.dropout import set_dropout
 from latent_tts.backbones.files import (
+    commit_of,
     load_tokenizer,
     made_with_fused_activations,
     read_json,
@@ -40,7 +41,7 @@ def load_reward_model(
         tokenizer: Where the tokenizer is, if the checkpoint has none of its own: the backbone's folder or hub id, or the
             tokenizer itself.
         dtype: Type the weights are held in, ``float32`` or ``bfloat16``.
-        revision: Commit, tag or branch of a hub id; ``None`` takes its newest.
+        revision: Commit, tag or branch of a hub id; ``None`` takes its newest. ``commit`` of the model says which one it was.
 
     Returns:
         The model in evaluation mode, on the CPU.
@@ -78,7 +79,7 @@ def load_reward_model(
         frozen=bool(metadata.get("frozen", False)),
     )
     model.classifier.load_state_dict(classifier.state_dict())
-    model.backbone_fingerprint = metadata.get("backbone_fingerprint")
+    model.backbone_fingerprint, model.commit = metadata.get("backbone_fingerprint"), commit_of(folder)
     check_tokens(model, str(folder))
     return model.eval()
 

@@ -66,6 +66,7 @@ class LatentRewardModel(Freezable):
         self.classifier = HEADS[head](self.hidden_size).to(transformer.device)  # float32 whatever the transformer is in
         self.frozen = frozen
         self.backbone_fingerprint: str | None = None
+        self.commit: str | None = None  # on the hub, of what it was loaded from
         make_exact(transformer)
         if frozen:
             self.transformer.requires_grad_(False)
