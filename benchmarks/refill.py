@@ -62,7 +62,7 @@ def random_colar(args: argparse.Namespace) -> Colar:
         vocab_size=len(fast), hidden_size=args.width, intermediate_size=4 * args.width, num_hidden_layers=args.layers,
         num_attention_heads=args.width // 64, num_key_value_heads=args.width // 64, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    backbone = Colar(LlamaForCausalLM(config).eval(), fast, num_latents=64)
+    backbone = Colar(LlamaForCausalLM(config), fast, num_latents=64).eval()
     logits = backbone.logits
 
     def random_stops(hidden: Tensor) -> Tensor:

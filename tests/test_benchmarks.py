@@ -117,7 +117,16 @@ def test_the_other_benchmarks_write_theirs(module, arguments, first_column, tmp_
 
 def test_every_benchmark_is_run_here():
     tools = {"__init__", "common", "comparison", "timing"}
-    here = {"rollouts", "annotation", "reward_training", "latent_use", "precision", "sampler_sweep", "refill"}
+    here = {
+        "rollouts",
+        "annotation",
+        "reward_training",
+        "latent_use",
+        "precision",
+        "sampler_sweep",
+        "refill",
+        "scaling",
+    }
     assert {file.stem for file in (ROOT / "benchmarks").glob("*.py")} - tools == here | {"annotation_budget"}
 
 
