@@ -102,12 +102,13 @@ class EvaluationCLI(CommandLine):
         self.trainer.predict(self.model, datamodule=self.datamodule, return_predictions=False)
 
     def data_settings(self) -> Settings:
-        """The data's options that records depend on; one that is false is as if it were not there."""
-        return flatten({"data": {key: value for key, value in self.data_options().items() if value is not False}})
+        """The data's options that records depend on."""
+        return flatten({"data": self.data_options()})
 
     def data_options(self) -> dict[str, Any]:
-        """As they were given, by name."""
-        return {key: value for key, value in self.config.data.as_dict().items() if key not in _NO_INFLUENCE}
+        """As they were given, by name; one that is false is as if it were not there."""
+        given = self.config.data.as_dict().items()
+        return {key: value for key, value in given if key not in _NO_INFLUENCE and value is not False}
 
 
 def base_configs(args: Sequence[str]) -> list[Path]:

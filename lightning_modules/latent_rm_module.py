@@ -55,7 +55,7 @@ class LatentRMModule(TrainingModule):
 
     monitor = "val/recall_at_1"
     logged_metrics: ClassVar[tuple[str, ...]] = (
-        "train/loss",
+        *TrainingModule.logged_metrics,
         "val/loss",
         "val/recall_at_1",
         "val/chance",

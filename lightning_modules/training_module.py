@@ -54,7 +54,7 @@ class TrainingModule(LightningModule):
 
     monitor: ClassVar[str] = "val/accuracy"
     """The metric whose highest value makes the best checkpoint."""
-    logged_metrics: ClassVar[tuple[str, ...]] = ("train/loss",)
+    logged_metrics: ClassVar[tuple[str, ...]] = ("train/loss", "train/gradient_norm")
     """Names of what is logged, or patterns of them, by which a monitor is checked before anything runs."""
 
     def __init__(self, optimization: Optimization, global_batch_size: int | None = None, seed: int = 0) -> None:

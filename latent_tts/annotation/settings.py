@@ -92,13 +92,17 @@ class AnnotationSettings:
         An option of the data that only one of them names is false for the other one, which is older than the option.
         """
         mine, theirs = _flat(self.to_json()), _flat(other.to_json())
-        both = [*mine, *theirs]
-        defaults = asdict(AnnotationOptions()) | {
-            name: False for name, value in {**mine, **theirs}.items() if value is False and both.count(name) == 1
-        }
         names = [*mine, *(name for name in theirs if name not in mine)]
-        pairs = [(name, mine.get(name, defaults.get(name)), theirs.get(name, defaults.get(name))) for name in names]
+        pairs = [(name, _value(mine, name, theirs), _value(theirs, name, mine)) for name in names]
         return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _value(own: Mapping[str, object], name: str, other: Mapping[str, object]) -> object:
+    """A setting of one run; where it names none, the option's default, which of a switch of the data is false."""
+    if name in own:
+        return own[name]
+    switch = name.startswith("data.") and isinstance(other.get(name), bool)
+    return False if switch else asdict(AnnotationOptions()).get(name)
 
 
 def read_settings(folder: Path) -> AnnotationSettings:
