@@ -27,6 +27,7 @@ from commands.launch import started_processes
 from commands.report import report_runs
 from commands.tools import ToolArguments
 from latent_tts.errors import UserError
+from latent_tts.evaluation.run_labels import last_words
 
 FOLDER = Path("results/sweep")
 
@@ -91,7 +92,7 @@ def sweep_points(varied: Sequence[Varied], shared: Sequence[str], folder: Path) 
     points = []
     for values in itertools.product(*(one.values for one in varied)):
         written = [value if isinstance(value, str) else json.dumps(value) for value in values]
-        parts = {one: f"{_short(one, options)}={_plain(text)}" for one, text in zip(options, written, strict=True)}
+        parts = {one: f"{last_words(one, options)}={_plain(text)}" for one, text in zip(options, written, strict=True)}
         name, data = ",".join(parts.values()), ",".join(part for one, part in parts.items() if one.startswith("data."))
         given = [f"--{one}={text}" for one, text in zip(options, written, strict=True)]
         points.append(Point(name, (*shared, *given, f"--output={folder / name}"), data))
@@ -101,16 +102,6 @@ def sweep_points(varied: Sequence[Varied], shared: Sequence[str], folder: Path) 
             "Two of the varied values make the same folder name: vary values that differ in letters or digits."
         )
     return points
-
-
-def _short(option: str, options: Sequence[str]) -> str:
-    """The last words of an option's name, as many as tell it from the others."""
-    words = option.split(".")
-    for length in range(1, len(words) + 1):
-        tail = words[-length:]
-        if sum(other.split(".")[-length:] == tail for other in options) == 1:
-            break
-    return ".".join(tail)
 
 
 def _plain(text: str) -> str:

@@ -68,14 +68,22 @@ def _name(run: Mapping[str, Any], model: str) -> str:
     return Path((run["evaluated"].get(model) or {}).get("name") or "given in Python").name
 
 
-def _short(key: str, keys: Sequence[str]) -> str:
-    """The last word of an option's name, or as many as tell it from the others."""
+def last_words(key: str, keys: Sequence[str]) -> str:
+    """The last words of an option's name, as many as tell it from the others.
+
+    >>> last_words("model.seed", ["model.seed", "data.seed"])
+    'model.seed'
+    """
     words = key.split(".")
     for length in range(1, len(words) + 1):
         tail = words[-length:]
         if sum(other.split(".")[-length:] == tail for other in keys) == 1:
             break
-    name = ".".join(tail)
+    return ".".join(tail)
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    name = last_words(key, keys)
     return {"num_rollouts": "N", "sampler.name": "sampler", "name": "sampler"}.get(name, name)
 
 
