@@ -85,7 +85,7 @@ def test_written_reasoning_can_be_evaluated_by_itself(options, writer, tmp_path)
         "--model.sampler.p=0.3",
         "--model.sampler.scope=prompt+latent+answer",
     ]
-    own = [f"--model.backbone={writer}", "--model.written=null", *dropout]
+    own = [f"--model.backbone={writer}", *dropout]
     assert evaluate(*options, *own, "--data.limit=6", f"--output={tmp_path}") == 0
     records = records_of(tmp_path)
     assert any(len({rollout["text"] for rollout in record["rollouts"]}) > 1 for record in records.values())
