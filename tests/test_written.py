@@ -32,18 +32,22 @@ def writer(tiny_backbone, tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def options(tiny_checkpoint, problem_file, writer) -> list[str]:
+def options(tiny_checkpoint, problem_file) -> list[str]:
     return [
         f"--model.backbone={tiny_checkpoint}",
         f"--data.source={problem_file}",
         "--data.batch_size=5",
         "--model.num_rollouts=2",
         "--model.max_answer_tokens=4",
-        "--model.max_written_tokens=7",
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
-        f"--model.written={writer}",
     ]
+
+
+@pytest.fixture(scope="module")
+def written(options, writer) -> list[str]:
+    """The same beside a writer."""
+    return [*options, f"--model.written={writer}", "--model.max_written_tokens=7"]
 
 
 def records_of(output):
@@ -52,10 +56,10 @@ def records_of(output):
     }
 
 
-def test_every_record_holds_the_chain_the_writer_decodes_greedily_and_a_resumed_run_keeps_it(options, writer, tmp_path):
-    assert evaluate(*options, "--data.limit=9", f"--output={tmp_path}") == 0
+def test_every_record_holds_the_chain_the_writer_decodes_greedily_and_a_resumed_run_keeps_it(written, writer, tmp_path):
+    assert evaluate(*written, "--data.limit=9", f"--output={tmp_path}") == 0
     lines = (tmp_path / "predictions" / "rank-00000.jsonl").read_text()
-    assert evaluate(*options, f"--output={tmp_path}") == 0
+    assert evaluate(*written, f"--output={tmp_path}") == 0
     assert (tmp_path / "predictions" / "rank-00000.jsonl").read_text().startswith(lines)
     records = records_of(tmp_path)
     assert len(records) == 24
@@ -93,9 +97,9 @@ def test_written_reasoning_can_be_evaluated_by_itself(options, writer, tmp_path)
     assert metrics["diversity"] == {"mean": None, "per_step": []}
 
 
-def test_another_writer_is_another_configuration(options, tmp_path, capsys):
-    assert evaluate(*options, "--data.limit=2", f"--output={tmp_path}") == 0
-    assert evaluate(*options[:-1], "--data.limit=2", f"--output={tmp_path}") == 2
+def test_another_writer_is_another_configuration(options, written, tmp_path, capsys):
+    assert evaluate(*written, "--data.limit=2", f"--output={tmp_path}") == 0
+    assert evaluate(*options, "--data.limit=2", f"--output={tmp_path}") == 2
     assert "model.written.fingerprint was" in capsys.readouterr().err
 
 
