@@ -1,4 +1,4 @@
-"""Several evaluations one after the other, each a process of its own: what a study and a sweep share."""
+"""Commands of this project one after the other, each a process of its own: what a study and a sweep share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,37 @@ from pathlib import Path
 
 from latent_tts.errors import StoppedBySignal, UserError
 
-SCRIPT = Path(__file__).parents[1] / "evaluate.py"
+ROOT = Path(__file__).parents[1]
 
 
 def as_typed(arguments: Sequence[str]) -> str:
     """The command of an evaluation, as one would type it."""
-    return shlex.join(["python", "evaluate.py", *arguments])
+    return python_as_typed(["evaluate.py", *arguments])
+
+
+def python_as_typed(words: Sequence[str]) -> str:
+    """A command of Python, as one would type it."""
+    return shlex.join(["python", *words])
 
 
 def run_evaluation(name: str, arguments: Sequence[str]) -> None:
-    """Runs `evaluate.py` to its end; a signal that stops this process is handed on, and the evaluation closes its files first.
+    """Runs `evaluate.py` to its end; see `run_python`."""
+    run_python(name, ["evaluate.py", *arguments])
+
+
+def run_python(name: str, words: Sequence[str]) -> None:
+    """Runs a command to its end; a signal that stops this process is handed on, and the command closes its files first.
+
+    Args:
+        name: Of what is run.
+        words: A script of this project or `-m` and a module, and its arguments.
 
     Raises:
         UserError: It ended with an error, which it has told.
     """
-    with subprocess.Popen([sys.executable, str(SCRIPT), *arguments]) as process:
+    first, *rest = words
+    script = first if first == "-m" else str(ROOT / first)
+    with subprocess.Popen([sys.executable, script, *rest]) as process:
         try:
             code = process.wait()
         except StoppedBySignal as stopped:

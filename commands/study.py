@@ -1,92 +1,183 @@
-"""Runs the evaluations of a study one after the other, and keeps the metrics of each.
+"""Runs the steps of a study one after the other, and keeps what they measured.
 
     python -m commands.study --study configs/study/controls-tiny-codi.yaml
 
 A file of `configs/study/` names a base configuration, options that all runs share, and the runs by name with the options in which
-they differ. Each run is an ordinary `evaluate.py` in a folder of its own, so a study that was killed goes on by the same command;
-its metrics.json is copied to docs/runs/STUDY/RUN.json, where the figures of a text can be traced to.
+they differ. Each run is an ordinary `evaluate.py` in a folder of its own, so a study that was killed goes on by the same command.
+The figures of a text can be traced to docs/runs/STUDY/: RUN.json is the metrics.json of a run, comparison.json how runs differ
+problem by problem. A study that has to make models first holds several such parts, done in the order of `PARTS`: `{folder}` in an
+option stands for the study's own folder, in which every step has one of its name.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from commands.evaluations import as_typed, run_evaluation
+from commands.evaluations import python_as_typed, run_python
 from commands.tools import run_tool
 from latent_tts.errors import UserError
 
 RESULTS, KEPT = Path("results/study"), Path("docs/runs")
+COMPARISON = "comparison"
 _KEYS = {"config", "options", "runs"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One evaluation of a study: its name, its folder, and the arguments of `evaluate.py`."""
+class Step:
+    """One command of a study: its name, its folder, the words after `python`, and what is kept of it."""
 
     name: str
     output: Path
-    arguments: list[str]
+    words: list[str]
+    keep: Callable[[Path], str] | None
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it measures rollouts."""
+        return self.keep is _metrics
 
 
-def read_study(path: Path, results: Path = RESULTS) -> list[Run]:
-    """The runs of a file, in its order.
+def _metrics(output: Path) -> str:
+    return (output / "metrics.json").read_text(encoding="utf-8")
+
+
+def _training(output: Path) -> str:
+    """How a training went, without what depends on the machine it ran on but its time."""
+    described = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    kept = ("state", "epochs", "steps", "seconds", "best", "settings")
+    return json.dumps({key: described[key] for key in kept if key in described}, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A kind of steps: the command, its option for the folder, and what is kept."""
+
+    command: tuple[str, ...]
+    output: str = "--output"
+    keep: Callable[[Path], str] | None = None
+
+
+PARTS = {
+    "models": Part(("-m", "commands.fresh_model"), "--out"),
+    "writers": Part(("-m", "commands.writer"), "--out"),
+    "annotations": Part(("evaluate.py", "annotate")),
+    "trainings": Part(("train.py", "fit"), keep=_training),
+    "evaluations": Part(("evaluate.py",), keep=_metrics),
+}
+"""In the order in which they are done: each may use what those before it made."""
+
+
+def read_study(path: Path, results: Path = RESULTS) -> list[Step]:
+    """The steps of a file, in their order.
 
     Raises:
         UserError: The file is not there, is no YAML, or does not say what is to be run.
     """
     try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} is no study that can be read ({type(error).__name__}).") from error
-    if not isinstance(study, dict) or set(study) != _KEYS or not isinstance(study["runs"], dict) or not study["runs"]:
-        raise UserError(f"{path} is no study: it has to hold {', '.join(sorted(_KEYS))}, and at least one run.")
-    runs = []
-    for name, differing in study["runs"].items():
-        output = results / path.stem / str(name)
-        options = {**(study["options"] or {}), **(differing or {})}
-        given = [f"--{key}={_written(value)}" for key, value in options.items()]
-        runs.append(Run(str(name), output, [f"--config={study['config']}", *given, f"--output={output}"]))
-    return runs
+    parts = _parts(path, content)
+    folder = results / path.stem
+    steps = [step for name, part in PARTS.items() if name in parts for step in _steps(part, parts[name], folder)]
+    names = [step.name for step in steps]
+    if twice := next((name for name in names if names.count(name) > 1 or name == COMPARISON), None):
+        raise UserError(f"{path} has two steps of the name {twice!r}, or one that its comparison takes: rename one.")
+    return steps
+
+
+def _parts(path: Path, content: Any) -> Mapping[str, Any]:
+    """The parts by name; a file that is one part itself holds evaluations.
+
+    Raises:
+        UserError: It does not say what is to be run.
+    """
+    parts = {"evaluations": content} if isinstance(content, dict) and "runs" in content else content
+    whole = isinstance(parts, dict) and bool(parts) and set(parts) <= set(PARTS)
+    if not whole or not all(_is_part(part) for part in parts.values()):
+        raise UserError(
+            f"{path} is no study: it has to hold {', '.join(sorted(_KEYS))}, and at least one run; or several such parts, "
+            f"named {', '.join(PARTS)}."
+        )
+    found: Mapping[str, Any] = parts
+    return found
+
+
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and set(part) == _KEYS and isinstance(part["runs"], dict) and bool(part["runs"])
+
+
+def _steps(part: Part, content: Mapping[str, Any], folder: Path) -> Iterator[Step]:
+    configs = content["config"] if isinstance(content["config"], list) else [content["config"]]
+    for name, differing in content["runs"].items():
+        output = folder / str(name)
+        options = {**(content["options"] or {}), **(differing or {})}
+        given = [f"--{key}={_written(value)}".replace("{folder}", str(folder)) for key, value in options.items()]
+        words = [*part.command, *(f"--config={one}" for one in configs), *given, f"{part.output}={output}"]
+        yield Step(str(name), output, words, part.keep)
 
 
 def main(
-    study: Path, only: list[str] | None = None, results: Path = RESULTS, kept: Path = KEPT, dry_run: bool = False
+    study: Path,
+    only: list[str] | None = None,
+    results: Path = RESULTS,
+    kept: Path = KEPT,
+    dry_run: bool = False,
+    keep_only: bool = False,
 ) -> None:
-    """Run the evaluations of a study one after the other, and keep the metrics of each.
+    """Run the steps of a study one after the other, and keep what they measured.
 
     Args:
         study: The file.
-        only: Names of the runs to do; all of them where it is left out.
-        results: Folder in which every run has its own.
+        only: Names of the steps to do; all of them where it is left out.
+        results: Folder in which every step has its own.
         kept: Folder that the metrics of the runs are copied to.
         dry_run: Whether the commands are shown and nothing is run.
+        keep_only: Whether nothing is run, and what finished steps measured is kept anew.
 
     Raises:
-        UserError: The file cannot be read, there is no such run, or a run ended with an error.
+        UserError: The file cannot be read, there is no such step, or a step ended with an error.
     """
-    runs = read_study(study, results)
-    if unknown := set(only or ()) - {run.name for run in runs}:
-        raise UserError(f"{study} has no run {sorted(unknown)[0]!r}; there are: {', '.join(run.name for run in runs)}.")
-    runs = [run for run in runs if only is None or run.name in only]
-    for number, run in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {as_typed(run.arguments)}", flush=True)
+    steps = read_study(study, results)
+    if unknown := set(only or ()) - {step.name for step in steps}:
+        raise UserError(
+            f"{study} has no run {sorted(unknown)[0]!r}; there are: {', '.join(one.name for one in steps)}."
+        )
+    chosen = [step for step in steps if only is None or step.name in only]
+    for number, step in enumerate(chosen, 1):
+        print(f"[{number}/{len(chosen)}] {python_as_typed(step.words)}", flush=True)
         if not dry_run:
-            _evaluate(run, kept / study.stem)
-    if len(runs) > 1:
-        print("All runs side by side: " + as_typed(["report", *(str(run.output) for run in runs)]))
+            _do(step, kept / study.stem, run=not keep_only)
+    if not dry_run:
+        _keep_comparison([step.output for step in steps if step.is_evaluation], kept / study.stem)
 
 
-def _evaluate(run: Run, kept: Path) -> None:
-    run_evaluation(run.name, run.arguments)
-    kept.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run.output / "metrics.json", kept / f"{run.name}.json")
+def _do(step: Step, kept: Path, run: bool) -> None:
+    if run:
+        run_python(step.name, step.words)
+    if step.keep is not None and (run or step.output.exists()):
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / f"{step.name}.json").write_text(step.keep(step.output), encoding="utf-8")
+
+
+def _keep_comparison(outputs: Sequence[Path], kept: Path) -> None:
+    """How the evaluations differ problem by problem, once all of them are there; their metrics stand in files of their own."""
+    if len(outputs) < 2 or not all((output / "metrics.json").exists() for output in outputs):
+        return
+    from latent_tts.evaluation.comparison import compare
+
+    content = compare(outputs).to_json()
+    for run in content["runs"]:
+        del run["metrics"], run["path"]
+    (kept / f"{COMPARISON}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("All runs side by side: " + python_as_typed(["evaluate.py", "report", *map(str, outputs)]))
 
 
 def _written(value: Any) -> str:

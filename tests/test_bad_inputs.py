@@ -22,6 +22,7 @@ from commands import (
     study,
     sweep,
     trajectories,
+    writer,
 )
 from commands import list as list_runs
 from commands.__main__ import commands
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": lambda args: main_guard(lambda: sweep.main(args)),
     "trajectories": lambda args: main_guard(lambda: trajectories.main(args)),
     "study": lambda args: run_tool(study.main, args),
+    "writer": lambda args: run_tool(writer.main, args),
     "extract_adapters": lambda args: main_guard(lambda: extract_adapters.main(args)),
 }
 
@@ -116,6 +118,7 @@ CASES = [
     ("trajectories", ["missing"], "required: --problem"),
     ("sweep", [], "required: --vary"),
     ("study", [], "study"),
+    ("writer", ["--backbone=/nowhere", "--out=x"], "/nowhere"),
     ("study", ["--studi=x"], "did you mean study?"),
     ("study", ["--study=missing.yaml"], "missing.yaml"),
     ("study", ["--study=list.yaml"], "list.yaml"),

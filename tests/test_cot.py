@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from commands.writer import main as write_writer
 from latent_tts.answers import parse_answer
 from latent_tts.backbones.cot import Cot
 from latent_tts.backbones.loading import load_backbone
@@ -134,6 +135,17 @@ def test_a_latent_checkpoint_is_no_written_one(tiny_backbone, tmp_path):
     tiny_backbone("codi").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="holds a codi checkpoint, not cot"):
         load_backbone(tmp_path, kind="cot")
+
+
+def test_the_writer_of_a_codi_writes_what_its_causal_lm_does(tiny_backbone, tmp_path):
+    latent = tiny_backbone("codi")
+    latent.save_pretrained(tmp_path / "codi")
+    form = "{question}\n<|start-latent|><|end-latent|>"
+    write_writer(str(tmp_path / "codi"), tmp_path / "writer", form)
+    here = RolloutEngine(Cot(latent.model, latent.tokenizer, prompt_form=form), max_answer_tokens=8)
+    there = RolloutEngine(load_backbone(str(tmp_path / "writer")), max_answer_tokens=8)
+    assert there.backbone.kind == "cot"
+    assert there.rollout(QUESTIONS, num_rollouts=1).texts == here.rollout(QUESTIONS, num_rollouts=1).texts
 
 
 @pytest.mark.parametrize("option", ["step_form", "answer_form"])

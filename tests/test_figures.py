@@ -9,6 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from latent_tts.evaluation.comparison import ComparedRun, Comparison
+from latent_tts.evaluation.problem_statistics import problem_statistics
+from latent_tts.evaluation.record_table import table_of
 from latent_tts.evaluation.report.figures import (
     CAPTIONS,
     COMPARISON_CAPTIONS,
@@ -20,6 +22,7 @@ from latent_tts.evaluation.report.figures.comparison import diversity_points
 from latent_tts.evaluation.strategies import COVERAGE
 from tests.geometry import faults
 from tests.metrics_json import make_metrics_json
+from tests.records import make_record
 
 
 @pytest.mark.parametrize("num_aggregations", [1, 14])
@@ -73,12 +76,12 @@ def test_every_figure_has_a_caption():
 
 def compared(num_rollouts: int, height: float, num_runs: int) -> Comparison:
     """Runs of long labels, of which the i-th lies i / 100 lower and is as diverse as i / 10."""
-    made = []
+    made, seen = [], problem_statistics(table_of([make_record(i) for i in range(6)]))
     for i in range(num_runs):
         metrics = make_metrics_json(num_rollouts, max(0.0, height - i / 100))
         metrics["diversity"] = {"mean": i / 10, "per_step": [i / 10] * 6}
         label = f"sampler=MonteCarloDropout, p=0.{i}, sites=residual, scope=latent"
-        made.append(ComparedRun(f"run-{i}", Path(f"run-{i}"), label, metrics, {}, {}))
+        made.append(ComparedRun(f"run-{i}", Path(f"run-{i}"), label, metrics, {}, {}, seen))
     return Comparison(tuple(made), 0, 500)
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from latent_tts.aggregation import WeightedVoting
 from latent_tts.evaluation.record_table import RecordTable, last_ranking, ranking, table_of
 from latent_tts.evaluation.report.figures import FIGURES, figures
-from latent_tts.evaluation.report.figures.agreement import area, risk_curve
 from latent_tts.evaluation.report.figures.reliability import calibration_error, score_bins
-from latent_tts.evaluation.report.figures.success import rank_correlation, success_bins
+from latent_tts.evaluation.report.figures.success import success_bins
 from latent_tts.evaluation.summary import record_scores
 from latent_tts.metrics.ratios import ratio_interval
 from tests.geometry import faults
@@ -126,23 +123,6 @@ def test_bins_of_scores_are_those_of_a_loop(records, table):
     assert calibration_error(score_bins(table)) == pytest.approx(error, abs=1e-6)
 
 
-def test_risk_is_the_mean_over_the_orders_of_problems_of_equal_confidence():
-    confidence, right = [0.5, 1.0, 0.5, 0.25, 1.0], [1.0, 0.0, 0.0, 0.5, 1.0]
-    curves = []
-    for order in permutations(range(5)):
-        if all(confidence[a] >= confidence[b] for a, b in pairwise(order)):
-            wrong = [1 - right[i] for i in order]
-            curves.append([sum(wrong[: i + 1]) / (i + 1) for i in range(5)])
-    assert list(risk_curve(confidence, right)) == pytest.approx(list(np.mean(curves, axis=0)))
-    assert area(risk_curve(confidence, right)) == pytest.approx(np.mean(curves))
-
-
-def test_knowing_when_one_is_right_has_the_smallest_area_and_not_knowing_the_risk_itself():
-    right = [1.0, 0.0, 1.0, 0.0]
-    assert area(risk_curve(right, right)) == pytest.approx((0 + 0 + 1 / 3 + 2 / 4) / 4)
-    assert area(risk_curve([0.0] * 4, right)) == pytest.approx(0.5)
-
-
 def test_bins_of_success_are_equal_in_number_and_in_order_of_diversity():
     diversity, success = np.array([0.4, 0.1, 0.3, 0.2, 0.5]), np.array([0.0, 1.0, 0.5, 1.0, 0.0])
     found = success_bins(diversity, success, 2)
@@ -150,13 +130,6 @@ def test_bins_of_success_are_equal_in_number_and_in_order_of_diversity():
     assert [one.x for one in found] == pytest.approx([0.2, 0.45])
     assert [one.success.value for one in found] == pytest.approx([2.5 / 3, 0.0])
     assert all(one.success.bounds[0] <= one.success.value <= one.success.bounds[1] for one in found)
-
-
-def test_rank_correlation_is_spearmans():
-    rng = np.random.default_rng(0)
-    x, y = rng.integers(0, 6, 50), rng.normal(size=50)
-    assert rank_correlation(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    assert np.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
 
 
 def test_the_interval_of_a_ratio_is_as_wide_as_a_bootstrap_over_problems():

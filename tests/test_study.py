@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from datamodules.rollout_data import RolloutDataModule
 from latent_tts.errors import UserError
 from latent_tts.evaluation.strategies import make_aggregations, make_searches
 from lightning_modules.parallel_tts_module import ParallelTTSModule
+from tests.test_comparison import BASE, OTHER, write
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
@@ -24,11 +26,10 @@ def test_every_run_is_an_evaluation_with_options_that_exist(path):
     parser.add_argument("--output", type=str)
     parser.add_class_arguments(ParallelTTSModule, "model")  # an option of a sampler that it has not is an error
     parser.add_class_arguments(RolloutDataModule, "data")
-    runs = read_study(path)
-    assert len({tuple(run.arguments) for run in runs}) == len({run.output for run in runs}) == len(runs)
-    for run in runs:
-        base = f"--config={ROOT / run.arguments[0].removeprefix('--config=')}"
-        options = parser.parse_args([base, *run.arguments[1:]])
+    steps = read_study(path)
+    assert len({tuple(step.words) for step in steps}) == len({step.output for step in steps}) == len(steps)
+    for _, config, *given in (step.words for step in steps if step.is_evaluation):
+        options = parser.parse_args([f"--config={ROOT / config.removeprefix('--config=')}", *given])
         scored = options.model.reward_model is not None
         make_aggregations(options.model.aggregations, scored)
         make_searches(options.model.search or [], scored)
@@ -43,23 +44,30 @@ def study(tmp_path):
 
 def test_options_of_a_run_win_over_those_of_the_study(study, tmp_path):
     one, two = read_study(study, tmp_path)
-    assert one.arguments == ["--config=base.yaml", '--a.b=["x", 1]', "--c=true", f"--output={tmp_path}/small/one"]
-    assert two.arguments == ["--config=base.yaml", "--a.b=null", f"--output={tmp_path}/small/two"]
+    assert one.words == [
+        "evaluate.py",
+        "--config=base.yaml",
+        '--a.b=["x", 1]',
+        "--c=true",
+        f"--output={tmp_path}/small/one",
+    ]
+    assert two.words == ["evaluate.py", "--config=base.yaml", "--a.b=null", f"--output={tmp_path}/small/two"]
 
 
 def test_metrics_are_kept_run_by_run_and_a_run_that_fails_ends_the_study(study, tmp_path, monkeypatch):
     """The second run is killed at first; by the same command every run is called again, and evaluate.py knows what is done."""
     results, kept, codes, called = tmp_path / "results", tmp_path / "kept", {"two": 143}, []
 
-    def evaluate(name, arguments):
-        output = Path(arguments[-1].removeprefix("--output="))
+    def run(name, words):
+        output = Path(words[-1].removeprefix("--output="))
         called.append(output.name)
         output.mkdir(parents=True, exist_ok=True)
         (output / "metrics.json").write_text(output.name)
         if name in codes:
             raise UserError(f"ended with {codes[name]}")
 
-    monkeypatch.setattr("commands.study.run_evaluation", evaluate)
+    monkeypatch.setattr("commands.study.run_python", run)
+    monkeypatch.setattr("commands.study._keep_comparison", lambda outputs, kept: None)
     with pytest.raises(UserError, match="ended with 143"):
         main(study, results=results, kept=kept)
     assert [path.name for path in (kept / "small").iterdir()] == ["one.json"]
@@ -75,9 +83,51 @@ def test_metrics_are_kept_run_by_run_and_a_run_that_fails_ends_the_study(study, 
     assert called == ["one", "two"] * 2 + ["two"]
 
 
+def test_parts_are_done_in_their_order_each_with_its_command_and_its_folder(study, tmp_path):
+    study.write_text(
+        "evaluations: {config: [a.yaml, b.yaml], options: {m.r: '{folder}/head/model'}, runs: {own: {}}}\n"
+        "trainings: {config: t.yaml, options: {}, runs: {head: {d.folder: '{folder}/notes'}}}\n"
+        "annotations: {config: n.yaml, options: null, runs: {notes: {}}}\n"
+    )
+    folder = tmp_path / "small"
+    assert [step.words for step in read_study(study, tmp_path)] == [
+        ["evaluate.py", "annotate", "--config=n.yaml", f"--output={folder}/notes"],
+        ["train.py", "fit", "--config=t.yaml", f"--d.folder={folder}/notes", f"--output={folder}/head"],
+        ["evaluate.py", "--config=a.yaml", "--config=b.yaml", f"--m.r={folder}/head/model", f"--output={folder}/own"],
+    ]
+
+
+def test_what_a_training_measured_is_kept_without_the_machine_it_ran_on(study, tmp_path):
+    study.write_text("trainings: {config: t.yaml, options: {}, runs: {head: {}}}")
+    output = tmp_path / "small" / "head"
+    output.mkdir(parents=True)
+    described = {"state": "finished", "best": {"metric": "m", "value": 1}, "command": "x", "python": "y"}
+    (output / "run.json").write_text(json.dumps(described))
+    main(study, results=tmp_path, kept=tmp_path / "kept", keep_only=True)
+    kept = json.loads((tmp_path / "kept" / "small" / "head.json").read_text())
+    assert kept == {"state": "finished", "best": {"metric": "m", "value": 1}}
+
+
+def test_the_differences_of_runs_are_kept_without_their_metrics_and_places(study, tmp_path):
+    results, no_speed = tmp_path / "results", json.dumps({"throughput": {"rollouts_per_second": None}})
+    for folder, records in (("one", BASE), ("two", OTHER)):
+        (write(results / "small" / folder, records) / "metrics.json").write_text(no_speed)
+    main(study, results=results, kept=tmp_path / "kept", keep_only=True)
+    kept = json.loads((tmp_path / "kept" / "small" / "comparison.json").read_text())
+    assert kept["num_problems"] == len(BASE) and [run["name"] for run in kept["runs"]] == ["one", "two"]
+    assert kept["runs"][1]["full_differences"]["coverage"].keys() == {"mean", "interval"}
+    assert kept["runs"][0]["problems"]["num_problems"] == len(BASE)
+    assert all(set(run) & {"metrics", "path"} == set() for run in kept["runs"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("evaluations: {config: a, options: {}, runs: {comparison: {}}}", "that its comparison takes"),
+        (
+            "trainings: {config: a, options: {}, runs: {x: {}}}\nevaluations: {config: a, options: {}, runs: {x: {}}}",
+            "'x'",
+        ),
         ("runs: {one: {}}", "is no study: it has to hold config, options, runs"),
         ("config: a\noptions: {}\nruns: {}", "at least one run"),
         ("a: [", "no study that can be read"),

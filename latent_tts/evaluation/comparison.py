@@ -13,19 +13,16 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latent_tts.errors import UserError
+from latent_tts.evaluation.paired_runs import PairedRuns, Rows, full_key
+from latent_tts.evaluation.problem_statistics import ProblemStatistics, problem_statistics
+from latent_tts.evaluation.record_table import table_of_rows
 from latent_tts.evaluation.records import Record, rounded
 from latent_tts.evaluation.remake import AS_RUN, Reading, ReadRun
 from latent_tts.evaluation.results import Cell, Metrics, StrategyResult, results
 from latent_tts.evaluation.run_labels import run_labels, run_names
-from latent_tts.evaluation.strategies import COVERAGE, Strategy
-from latent_tts.metrics.accuracy import PairedDifference
-from latent_tts.metrics.coverage import coverage_at
+from latent_tts.evaluation.strategies import Strategy
 from latent_tts.metrics.intervals import Interval
-
-Values = dict[Strategy, float]
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,8 @@ class ComparedRun:
     """Paired differences to the baseline run, of the strategies (coverage among them) that both have, at equal budgets."""
     full_differences: Mapping[str, Interval]
     """The same by `Strategy.method`, each run at its own full budget; of searches by `Strategy.key`."""
+    problems: ProblemStatistics | None = None
+    """What it shows problem by problem."""
     num_left_out: int = 0
     """Its problems that the others have not."""
 
@@ -52,7 +51,7 @@ class ComparedRun:
 
     def difference(self, strategy: Strategy) -> Cell | None:
         """To the baseline at each run's full budget; None where the baseline has no such strategy, or is this run."""
-        found = self.full_differences.get(_full_key(strategy))
+        found = self.full_differences.get(full_key(strategy))
         return None if found is None else Cell(*found)
 
 
@@ -82,7 +81,7 @@ class Comparison:
     def rows(self) -> Iterator[ComparisonRow]:
         """By strategy, in the order in which the runs report them, and of each strategy by run."""
         found = [(run, result) for run in self.runs for result in run.results()]
-        order = list(dict.fromkeys(_full_key(result.strategy) for _, result in found))
+        order = list(dict.fromkeys(full_key(result.strategy) for _, result in found))
         for run, result in sorted(found, key=lambda pair: _place(order, pair[1].strategy)):
             yield ComparisonRow(run, result, run.difference(result.strategy))
 
@@ -99,6 +98,7 @@ class Comparison:
                     "num_left_out": run.num_left_out,
                     "differences": {one.key: _plain(found) for one, found in run.differences.items()},
                     "full_differences": {key: _plain(found) for key, found in run.full_differences.items()},
+                    "problems": None if run.problems is None else run.problems.to_json(),
                     "metrics": run.metrics,
                 }
                 for run in self.runs
@@ -109,7 +109,7 @@ class Comparison:
 def compare(
     runs: Sequence[Path], reading: Reading = AS_RUN, baseline: Path | None = None, common: bool = False
 ) -> Comparison:
-    """Compares runs on their problems; memory holds the baseline's values of each problem, never the records.
+    """Compares runs on their problems; memory holds a row of every problem and run, never the records.
 
     Args:
         runs: Folders of evaluations, each once.
@@ -127,13 +127,20 @@ def compare(
     names, labels = run_names(runs), run_labels([run.described for run in read])
     problems = [_problems(run) for run in read]
     shared = _shared(problems, names, first, common)
-    pairs = _Pairs(read[first], shared)
-    compared = []
-    for i, run in enumerate(read):
-        metrics, differences, full = pairs.baseline() if i == first else pairs.compared(run)
-        left_out = len(problems[i]) - len(shared)
-        compared.append(ComparedRun(names[i], runs[i], labels[i] or names[i], metrics, differences, full, left_out))
+    pairs = PairedRuns(read[first], shared)
+    found = [pairs.baseline() if i == first else pairs.compared(run) for i, run in enumerate(read)]
+    statistics = _statistics([one.rows for one in found])
+    compared = [
+        ComparedRun(name, path, label or name, one.metrics, one.equal, one.full, shown, len(own) - len(shared))
+        for name, path, label, one, shown, own in zip(names, runs, labels, found, statistics, problems, strict=True)
+    ]
     return Comparison(tuple(compared), first, len(shared))
+
+
+def _statistics(rows: Sequence[Rows]) -> list[ProblemStatistics]:
+    """Of every run beside the others, in the order of the first one's problems."""
+    tables = [table_of_rows([run[problem_id] for problem_id in rows[0]]) for run in rows]
+    return [problem_statistics(table, [*tables[:i], *tables[i + 1 :]]) for i, table in enumerate(tables)]
 
 
 def _place_of(baseline: Path | None, runs: Sequence[Path]) -> int:
@@ -199,76 +206,9 @@ def _how_they_differ(name: str, ours: dict[str, bytes], other: str, theirs: dict
     return f"The problems of {name} and {other} differ ({', '.join(phrases)}): {way_out}."
 
 
-# Differences --------------------------------------------------------------------------------------------------------
-
-
-class _Pairs:
-    """The baseline's values of every problem, for the others to be compared with."""
-
-    def __init__(self, run: ReadRun, problems: set[str]) -> None:
-        self._problems = problems
-        self._values: dict[str, Values] = {}
-        self._ks = run.empty_metrics().ks
-        self._metrics = run.metrics(problems, lambda record, values: self._keep(record, values))
-
-    def _keep(self, record: Record, values: Values) -> None:
-        self._values[record.problem_id] = values | _coverage(record, self._ks)
-
-    def baseline(self) -> tuple[Metrics, dict[Strategy, Interval], dict[str, Interval]]:
-        """Its metrics, compared with nothing."""
-        return self._metrics, {}, {}
-
-    def compared(self, run: ReadRun) -> tuple[Metrics, dict[Strategy, Interval], dict[str, Interval]]:
-        """Metrics of another run, its differences at equal budgets, and those at each run's full budget."""
-        ks = run.empty_metrics().ks
-        ours = next(iter(self._values.values()))
-        theirs: dict[Strategy, None] = {}
-        equal: PairedDifference[Strategy] | None = None
-        full: PairedDifference[str] | None = None
-
-        def see(record: Record, values: Values) -> None:
-            nonlocal equal, full
-            values = values | _coverage(record, ks)
-            if equal is None or full is None:
-                theirs.update(dict.fromkeys(values))
-                equal = PairedDifference([one for one in theirs if one in ours])
-                full = PairedDifference([key for key in _at_full(theirs) if key in _at_full(ours)])
-            base = self._values[record.problem_id]
-            _add(equal, [values[one] - base[one] for one in equal.columns])
-            tops, base_tops = _at_full(theirs), _at_full(ours)
-            _add(full, [values[tops[key]] - base[base_tops[key]] for key in full.columns])
-
-        metrics = run.metrics(self._problems, see)
-        assert equal is not None and full is not None
-        return metrics, equal.compute(), full.compute()
-
-
-def _add(metric: PairedDifference[Any], differences: list[float]) -> None:
-    metric.update(torch.tensor([differences], dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
-
-
-def _coverage(record: Record, ks: Sequence[int]) -> Values:
-    found = coverage_at(torch.tensor([[rollout.correct for rollout in record.rollouts]]), ks)[0].tolist()
-    return {COVERAGE.at(k): value for k, value in zip(ks, found, strict=True)}
-
-
-def _at_full(strategies: Mapping[Strategy, Any]) -> dict[str, Strategy]:
-    """Every strategy at its largest budget, by method (searches by key)."""
-    found: dict[str, Strategy] = {}
-    for one in strategies:
-        held = found.get(_full_key(one))
-        if held is None or int(one.budget or 0) > int(held.budget or 0):
-            found[_full_key(one)] = one
-    return found
-
-
-def _full_key(strategy: Strategy) -> str:
-    return strategy.key if strategy.kind == "search" else strategy.method
-
-
 def _place(order: Sequence[str], strategy: Strategy) -> tuple[bool, int]:
     """Coverage, the ceiling, comes last."""
-    return strategy.kind == "coverage", order.index(_full_key(strategy))
+    return strategy.kind == "coverage", order.index(full_key(strategy))
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ class RecordTable:
     num_right: NDArray[np.int64]  # (P,)
     num_alike: NDArray[np.int64]
     """(P,) rollouts that are the first one again: same text, same number of latents, same scores."""
+    greedy_right: Floats
+    """(P,) 0 or 1."""
     diversity: Floats
     """(P,) mean over the steps, NaN where no step has two rollouts."""
     vote_share: Floats
@@ -62,13 +64,14 @@ class RecordTable:
 
 def table_of(records: Iterable[Record] | RecordTable) -> RecordTable:
     """The table of records, which are gone through once, one at a time; a table is returned as it is."""
-    if isinstance(records, RecordTable):
-        return records
-    rows = [_row(record) for record in records]
+    return records if isinstance(records, RecordTable) else table_of_rows([row_of(record) for record in records])
+
+
+def table_of_rows(rows: Sequence[dict[str, Any]]) -> RecordTable:
+    """The table of what `row_of` has made of records; rows may be in several tables."""
     steps = max((len(row["pairs"]) for row in rows), default=0)
-    for row in rows:
-        for name in ("pairs_won", "pairs"):
-            row[name] = np.pad(row[name], (0, steps - len(row[name])))
+    by_step = ("pairs_won", "pairs")
+    rows = [row | {name: np.pad(row[name], (0, steps - len(row[name]))) for name in by_step} for row in rows]
     per_problem = ("num_rollouts", "num_right", "num_alike")
     flat = {"score": np.float32, "correct": np.bool_}
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in per_problem}
@@ -79,7 +82,7 @@ def table_of(records: Iterable[Record] | RecordTable) -> RecordTable:
     return RecordTable(**columns)
 
 
-_NO_ROW = ["diversity", "vote_share", "vote_right", "best_score", "best_right"]
+_NO_ROW = ["greedy_right", "diversity", "vote_share", "vote_right", "best_score", "best_right"]
 _NO_ROW += ["weighted_share", "weighted_right", "pairs_won", "pairs"]
 
 
@@ -87,7 +90,8 @@ def _joined(parts: list[Any], dtype: Any) -> Any:
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
 
 
-def _row(record: Record) -> dict[str, Any]:
+def row_of(record: Record) -> dict[str, Any]:
+    """What the table holds of one problem."""
     rollouts = record.rollouts
     answers, correct = [rollout.answer for rollout in rollouts], [rollout.correct for rollout in rollouts]
     steps = [value for value in record.diversity if value is not None]
@@ -101,6 +105,7 @@ def _row(record: Record) -> dict[str, Any]:
         "num_rollouts": len(rollouts),
         "num_right": sum(correct),
         "num_alike": alike,
+        "greedy_right": float(record.greedy.correct),
         "diversity": sum(steps) / len(steps) if steps else np.nan,
         "vote_share": max(votes.values(), default=0.0) / len(rollouts),
         "vote_right": _VOTING.expected_accuracy(answers, correct, None, None, [len(rollouts)])[0],

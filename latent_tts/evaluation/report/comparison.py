@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.comparison import Comparison, ComparisonRow
+from latent_tts.evaluation.problem_tables import READING, problem_tables
 from latent_tts.evaluation.report.figure_files import save_figures, to_embed
 from latent_tts.evaluation.report.figures.comparison import comparison_figures
 from latent_tts.evaluation.report.html import comparison_html
@@ -95,9 +96,15 @@ def comparison_markdown(comparison: Comparison, figures: Mapping[str, str]) -> s
             ["---", "---:", "---:", "---:"],
             *(_cells(row, " ", ("(", ")")) for row in rows),
         ]
-        parts += [f"## {title}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        parts += [f"## {title}", _markdown_table(lines)]
+    for title, (header, cells) in problem_tables(comparison).items():
+        parts += [f"## {title}", READING[title], _markdown_table([header, ["---"] * len(header), *cells])]
     parts += [f"![{name}]({path})" for name, path in figures.items()]
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _blocks(comparison: Comparison) -> list[tuple[str, list[ComparisonRow]]]:

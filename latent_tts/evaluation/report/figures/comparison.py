@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.comparison import ComparedRun, Comparison
+from latent_tts.evaluation.problem_statistics import BY_AGREEMENT
 from latent_tts.evaluation.report.figures.style import (
     HEIGHT,
     SMALL,
@@ -32,6 +33,7 @@ COMPARISON_CAPTIONS = {
     "accuracy_over_k": "Accuracy of every run against the number of rollouts k, an aggregation a panel.",
     "coverage_over_compute": "Coverage of every run against token steps per problem.",
     "accuracy_over_compute": "Accuracy of every run against token steps per problem, an aggregation a panel.",
+    "risk_over_coverage": "Wrong answers of majority voting in every run when those with the least agreement are withheld.",
     "diversity_and_coverage": "Coverage, majority voting and a single rollout of every run against the diversity of its latents.",
 }
 """Name -> what it shows, in a sentence."""
@@ -52,6 +54,7 @@ def comparison_figures(comparison: Comparison) -> dict[str, Figure]:
         "accuracy_over_k": _over_k(comparison, "Accuracy against rollouts", chosen),
         "coverage_over_compute": _over_compute(comparison, "Coverage against compute", covered),
         "accuracy_over_compute": _over_compute(comparison, "Accuracy against compute", chosen),
+        "risk_over_coverage": _risk(comparison),
         "diversity_and_coverage": _diversity(comparison),
     }
     return {name: figure for name, figure in drawn.items() if figure is not None}
@@ -127,6 +130,30 @@ def _finished(figure: Figure, panels: Sequence[Axes]) -> Figure | None:
         return None
     fullest = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
     legend_at_the_right(figure, fullest, _BARS)
+    return figure
+
+
+# Risk against the share answered ---------------------------------------------------------------------------------------
+
+
+def _risk(comparison: Comparison) -> Figure | None:
+    """Of majority voting by its agreement, which every run has."""
+    found = [{} if run.problems is None else run.problems.risks for run in comparison.runs]
+    shown = {i: risks[BY_AGREEMENT] for i, risks in enumerate(found) if BY_AGREEMENT in risks}
+    if not shown:
+        return None
+    figure = new_figure(_title(comparison, "Risk when answers with little agreement are withheld"))
+    axes = figure.subplots()
+    axes.set(xlabel="problems answered in %", ylabel="wrong among the answered in %")
+    axes.grid(alpha=0.25)
+    for i, risk in shown.items():
+        name = f"{_name(comparison.runs[i])}: area {risk.area:.3f}"
+        draw_curve(
+            axes,
+            Curve(name, [100 * share for share in risk.at], [Cell(*one) for one in risk.at.values()], look(i)),
+            False,
+        )
+    legend_at_the_right(figure, axes, "")
     return figure
 
 

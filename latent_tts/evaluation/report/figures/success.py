@@ -12,6 +12,7 @@ from latent_tts.evaluation.record_table import Floats, RecordTable
 from latent_tts.evaluation.report.figures.style import draw_bar, legend_beside, look, new_axes, title_of
 from latent_tts.evaluation.results import Cell, Metrics
 from latent_tts.metrics.intervals import share_bounds
+from latent_tts.metrics.rank_correlation import rank_correlation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,20 +48,6 @@ def _bin(diversity: Floats, success: Floats) -> Bin:
     mean = success.mean()
     low, high = share_bounds([mean], [np.square(success).mean()], len(success))
     return Bin(float(diversity.mean()), len(success), Cell(float(mean), float(low[0]), float(high[0])))
-
-
-def rank_correlation(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's: the correlation of the ranks, equal values taking their mean rank; NaN where one does not vary."""
-    first, second = (_ranks(np.asarray(values, dtype=np.float64)) for values in (x, y))
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Floats) -> Floats:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(count) - (count - 1) / 2)[place]
-    return ranks
 
 
 def success_figure(metrics: Metrics, table: RecordTable | None = None) -> Figure | None:

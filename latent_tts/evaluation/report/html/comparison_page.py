@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from latent_tts.evaluation.comparison import Comparison, ComparisonRow
+from latent_tts.evaluation.problem_tables import READING, problem_tables
 from latent_tts.evaluation.report.html.document import document
 from latent_tts.evaluation.report.html.markup import Markup, cell, element, joined, table
 from latent_tts.evaluation.report.html.sections import definitions, figures_section, prose
@@ -32,6 +33,7 @@ def comparison_html(
     body = {
         "Runs": joined([definitions({run.label: run.path.as_posix() for run in comparison.runs}), lines]),
         "Results": joined([prose(_READING), _table(comparison)]),
+        **{title: _problem_table(title, *found) for title, found in problem_tables(comparison).items()},
         "Figures": figures_section(figures or {}, captions or {}),
     }
     return "".join(document(f"{len(comparison.runs)} runs on {comparison.num_problems:,} problems", body))
@@ -46,6 +48,11 @@ def _table(comparison: Comparison) -> Markup:
     }
     cells = [_row(row, scale, base.get(row.result.strategy.at(None))) for row in rows]
     return table("comparison", header, cells, "Every strategy of every run, each at its full budget")
+
+
+def _problem_table(title: str, header: list[str], rows: list[list[str]]) -> Markup:
+    cells = [[cell(text) for text in row] for row in rows]
+    return joined([prose(READING[title]), table(title.split()[0].lower(), header, cells, title)])
 
 
 def _row(row: ComparisonRow, scale: IntervalScale, base: float | None) -> list[Markup]:

@@ -1,0 +1,117 @@
+"""What a run shows problem by problem: whether diversity goes with success, and what withholding answers buys.
+
+Rollouts of a hard problem both differ more and are right less often, so a correlation of diversity with success says little by
+itself. Difficulty is accounted for in two ways: by the greedy answer of the same run, and, where other runs on the same problems
+are at hand, by the mean success of those, which share neither noise nor sampler with the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from latent_tts.evaluation.record_table import Floats, RecordTable
+from latent_tts.evaluation.records import rounded
+from latent_tts.metrics.intervals import Interval
+from latent_tts.metrics.rank_correlation import correlation_interval, partial_rank_correlation, rank_correlation
+from latent_tts.metrics.selective_risk import area, risk_curve, risk_interval
+
+PLAIN, GIVEN_GREEDY, GIVEN_OTHERS = "plain", "given_greedy", "given_other_runs"
+BY_AGREEMENT = "majority voting, by vote share"
+ANSWERED = tuple(share / 10 for share in range(10, 0, -1))
+"""Shares of the problems that are answered, at which the risk is told."""
+
+
+@dataclass(frozen=True)
+class Risk:
+    """One rule by which answers are withheld."""
+
+    area: float
+    """Under the curve of risk against the share answered: the lower, the better."""
+    at: Mapping[float, Interval]
+    """Share answered -> share of wrong answers among them."""
+
+
+@dataclass(frozen=True)
+class ProblemStatistics:
+    """Of one run."""
+
+    num_problems: int
+    """Those whose diversity is known."""
+    correlations: Mapping[str, Mapping[str, Interval]]
+    """Outcome -> what is accounted for -> rank correlation with the diversity of a problem's rollouts."""
+    risks: Mapping[str, Risk]
+    """By rule."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers as they are stored; NaN is null."""
+        correlations = {
+            outcome: {given: _plain(one) for given, one in found.items()}
+            for outcome, found in self.correlations.items()
+        }
+        risks = {
+            rule: {"area": risk.area, "at": {f"{share:g}": _plain(one) for share, one in risk.at.items()}}
+            for rule, risk in self.risks.items()
+        }
+        found: dict[str, Any] = rounded(
+            {"num_problems": self.num_problems, "diversity_and": correlations, "risk": risks}
+        )
+        return found
+
+
+def _plain(one: Interval) -> dict[str, Any] | None:
+    return None if np.isnan(one.mean) else {"mean": one.mean, "interval": [one.low, one.high]}
+
+
+def problem_statistics(table: RecordTable, others: Sequence[RecordTable] = ()) -> ProblemStatistics:
+    """The statistics of a run.
+
+    Args:
+        table: Of its records.
+        others: Tables of other runs, with the same problems in the same rows.
+    """
+    known = ~np.isnan(table.diversity)
+    outcomes = {"single rollout": _success(table), "coverage": (table.num_right > 0).astype(float)}
+    difficulty = {PLAIN: None, GIVEN_GREEDY: table.greedy_right}
+    if others:
+        difficulty[GIVEN_OTHERS] = np.mean([_success(one) for one in others], axis=0)
+    correlations = {
+        name: {given: _correlation(table, success, known, accounted) for given, accounted in difficulty.items()}
+        for name, success in outcomes.items()
+    }
+    risks = {name: _risk(*rule) for name, rule in withholding_rules(table).items()}
+    return ProblemStatistics(int(known.sum()), correlations, risks)
+
+
+def withholding_rules(table: RecordTable) -> dict[str, tuple[Floats, Floats]]:
+    """Rule -> how sure it is of each problem's answer, and how right that is; empty where all problems have one rollout."""
+    if table.num_problems < 2 or table.num_rollouts.max() < 2:
+        return {}
+    rules = {BY_AGREEMENT: (table.vote_share, table.vote_right)}
+    if table.scored and not np.isnan(table.best_score).any():
+        rules["weighted voting, by share of weight"] = (table.weighted_share, table.weighted_right)
+        rules["best-of-N, by its score"] = (table.best_score, table.best_right)
+    return rules
+
+
+def _success(table: RecordTable) -> Floats:
+    share: Floats = table.num_right / table.num_rollouts
+    return share
+
+
+def _correlation(table: RecordTable, success: Floats, known: Any, accounted: Floats | None) -> Interval:
+    diversity, success = table.diversity[known], success[known]
+    if not len(success):
+        return Interval(np.nan, np.nan, np.nan)
+    if accounted is None:
+        return correlation_interval(rank_correlation(diversity, success), len(success))
+    return correlation_interval(partial_rank_correlation(diversity, success, accounted[known]), len(success), 1)
+
+
+def _risk(confidence: Floats, right: Floats) -> Risk:
+    return Risk(
+        area(risk_curve(confidence, right)), {share: risk_interval(confidence, right, share) for share in ANSWERED}
+    )
