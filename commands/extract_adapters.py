@@ -26,7 +26,7 @@ from latent_tts.backbones.adapters import (
     write_adapters,
 )
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.backbones.files import load_causal_lm
+from latent_tts.backbones.causal_lm import load_causal_lm
 from latent_tts.errors import UserError
 
 

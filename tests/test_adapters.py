@@ -17,11 +17,11 @@ from callbacks.export import Export, ExportModel
 from commands.export import export_run
 from commands.extract_adapters import extract_adapters
 from latent_tts.backbones.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, save_adapters
-from latent_tts.backbones.base import METADATA_FILE
-from latent_tts.backbones.files import load_causal_lm
+from latent_tts.backbones.causal_lm import load_causal_lm
 from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA, add_lora, hold_frozen_layers_in_bfloat16, merged
+from latent_tts.backbones.metadata import METADATA_FILE
 from latent_tts.backbones.training import load_for_training
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError

@@ -20,7 +20,8 @@ from commands.train import CONFIGS
 from latent_tts.annotation.reader import AnnotationStore
 from latent_tts.annotation.writer import AnnotationWriter, write_index
 from latent_tts.backbones import load_backbone
-from latent_tts.backbones.files import load_causal_lm, load_tokenizer
+from latent_tts.backbones.causal_lm import load_causal_lm
+from latent_tts.backbones.files import load_tokenizer
 from latent_tts.errors import UserError
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.reward import load_reward_model

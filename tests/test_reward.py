@@ -250,7 +250,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     more = copy.deepcopy(model.tokenizer)
     more.add_tokens(["<|unheard of|>"])
-    with pytest.raises(UserError, match="tokenizer given to the reward model .* has tokens up to number"):
+    with pytest.raises(UserError, match="tokenizer of the reward model .* has tokens up to number"):
         load_reward_model(tmp_path, tokenizer=more)
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer_config.json").unlink()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from latent_tts.backbones import Coconut, load_backbone
-from latent_tts.backbones.files import commit_of, load_causal_lm, resolve_folder
+from latent_tts.backbones.causal_lm import load_causal_lm
+from latent_tts.backbones.files import commit_of, resolve_folder
 from latent_tts.backbones.training import load_for_training
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
-from latent_tts.backbones.files import load_causal_lm, read_json, read_safetensors, resolve_folder
+from latent_tts.backbones.base import LatentBackbone
+from latent_tts.backbones.causal_lm import load_causal_lm
+from latent_tts.backbones.files import read_json, resolve_folder
 from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.metadata import METADATA_FILE, read_metadata
+from latent_tts.backbones.weight_files import read_safetensors
 from latent_tts.backbones.weights import tied_keys
 from latent_tts.errors import UserError
 
@@ -155,7 +158,7 @@ def _checked_base(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         weights = weights_of_base(load_causal_lm(whole_model(base)))
     except UserError as error:
         raise UserError(f"The adapters in {folder} need the model that they were trained on. {error}") from error
-    if fingerprint(weights) != read_json(folder / METADATA_FILE).get("base_fingerprint"):
+    if fingerprint(weights) != read_metadata(folder).get("base_fingerprint"):
         raise UserError(
             f"The adapters in {folder} were trained on other weights than those of {base!r}: make or download that "
             "model as it was."

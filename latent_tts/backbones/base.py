@@ -18,6 +18,8 @@ from latent_tts.attention.passes import decoder_pass
 from latent_tts.attention.probe import make_exact
 from latent_tts.attention.windows import longest_sequence
 from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.metadata import METADATA_FILE
+from latent_tts.backbones.tokens import check_rows, padding_token, stop_tokens
 from latent_tts.backbones.vocabulary import scores_of
 from latent_tts.backbones.weights import tied_keys
 from latent_tts.errors import UserError
@@ -27,7 +29,6 @@ R = TypeVar("R")
 START_OF_THOUGHT = "<|start-latent|>"
 END_OF_THOUGHT = "<|end-latent|>"
 LATENT = "<|latent|>"
-METADATA_FILE = "latent_tts.json"  # what the published layouts leave implicit: kind, number of latents, prompt form
 
 
 class LatentBackbone(Freezable, ABC):
@@ -62,6 +63,8 @@ class LatentBackbone(Freezable, ABC):
         num_latents = self.default_num_latents if num_latents is None else num_latents
         if num_latents < self.min_latents:
             raise UserError(f"num_latents must be at least {self.min_latents}, got {num_latents}.")
+        num_rows = embedding_table(model).shape[0]
+        check_rows(tokenizer, num_rows, f"this {self.kind} backbone")
         make_exact(model, rows_wait=self.dynamic)
         self.model = model
         self.tokenizer = tokenizer
@@ -71,8 +74,8 @@ class LatentBackbone(Freezable, ABC):
         self._vocabulary = Vocabulary()
         self._scores = scores_of(model)
         self.end_of_thought_id = self.find_end_of_thought()
-        self.eos_token_ids: tuple[int, ...] = self._stop_tokens()
-        self.pad_token_id: int = self._padding()
+        self.eos_token_ids: tuple[int, ...] = stop_tokens(model, tokenizer, num_rows)
+        self.pad_token_id: int = padding_token(model, tokenizer, num_rows, self.eos_token_id)
 
     @property
     def eos_token_id(self) -> int:
@@ -110,6 +113,7 @@ class LatentBackbone(Freezable, ABC):
         Their rows start from the mean of the tokens' that were there, the usual choice for a token that was never trained, also
         where the table has spare rows for them already.
         """
+        check_rows(tokenizer, embedding_table(model).shape[0], "this model to start from")
         known = tokenizer.get_vocab()
         added = [token for token in cls.special_tokens if token not in known]
         tokenizer.add_tokens(added)
@@ -266,21 +270,6 @@ class LatentBackbone(Freezable, ABC):
                 "is the checkpoint of another kind (pass kind=), or should it be trained first?"
             )
         return int(token_id)
-
-    def _stop_tokens(self) -> tuple[int, ...]:
-        """Every token that tokenizer, config or generation config say a text ends with, the tokenizer's first."""
-        places = (self.tokenizer, self.model.config.get_text_config(), getattr(self.model, "generation_config", None))
-        named = [getattr(place, "eos_token_id", None) for place in places]
-        ids = [i for value in named for i in (value if isinstance(value, list | tuple) else [value]) if i is not None]
-        if not ids:
-            raise UserError(
-                f"Neither the tokenizer nor the config of this {self.kind} checkpoint names an end-of-text token."
-            )
-        return tuple(dict.fromkeys(map(int, ids)))
-
-    def _padding(self) -> int:
-        named = (self.tokenizer.pad_token_id, getattr(self.model.config.get_text_config(), "pad_token_id", None))
-        return next((int(token_id) for token_id in named if token_id is not None), self.eos_token_id)
 
 
 def start_rows(model: PreTrainedModel, num_tokens: int, added: list[int]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from latent_tts.backbones.base import START_OF_THOUGHT, LatentBackbone
+from latent_tts.backbones.files import number_field
 
 
 class Codi(LatentBackbone):
@@ -29,10 +30,10 @@ class Codi(LatentBackbone):
         if not getattr(config, "projector", True):
             return {}
         width = config.hidden_size
-        inner = getattr(config, "projector_hidden_size", width)
+        inner = int(number_field(config, "projector_hidden_size", width, least=1, whole=True))
         return {
             "projector": nn.Sequential(
-                nn.Dropout(getattr(config, "projector_dropout", 0.0)),
+                nn.Dropout(number_field(config, "projector_dropout", 0.0, least=0.0)),
                 nn.Linear(width, inner),
                 nn.GELU(),
                 nn.Linear(inner, width),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.backbones.base import LatentBackbone, embedding_table
+from latent_tts.backbones.files import number_field
 from latent_tts.errors import UserError
 
 END = "###"
@@ -58,7 +59,7 @@ class Colar(LatentBackbone):
         super().__init__(*args, **kwargs)
         head = self.extra_modules(self.model.config)["lt_head"].to(self.device, self.dtype)
         self.lt_head = cast(LatentHead, head)
-        self.latent_embedding_std: float = float(getattr(self.model.config, "latent_embedding_std", 1.0))
+        self.latent_embedding_std = number_field(self.model.config, "latent_embedding_std", 1.0, least=0.0)
 
     @classmethod
     def from_causal_lm(
@@ -74,7 +75,7 @@ class Colar(LatentBackbone):
 
     @classmethod
     def extra_modules(cls, config: Any) -> dict[str, nn.Module]:
-        inner = getattr(config, "latent_intermediate_size", config.hidden_size)
+        inner = int(number_field(config, "latent_intermediate_size", config.hidden_size, least=1, whole=True))
         return {"lt_head": LatentHead(config.hidden_size, inner, getattr(config, "latent_log_std", False))}
 
     def extra_config(self) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""The files of a checkpoint: its folder here or on the hub, its configuration, tokenizer, weights and plain causal LM."""
+"""The files of a checkpoint: its folder here or on the hub, its configurations and tokenizer, and a model of them."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from latent_tts.backbones.weights import check_finite, check_tied, check_wrapped, tied_keys
 from latent_tts.errors import UserError
 
 
@@ -84,7 +82,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
             return tokenizer
         except Exception as error:  # the library's reader raises bare exceptions
             raise UserError(
-                f"The tokenizer of {folder} cannot be read ({first_line(error)}): copy tokenizer.json and tokenizer_config.json "
+                f"The tokenizer of {folder} cannot be read ({in_short(error)}): copy tokenizer.json and tokenizer_config.json "
                 "of the model into it again."
             ) from error
     try:
@@ -95,66 +93,57 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def read_safetensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's ``*.safetensors`` files, by key.
-
-    Raises:
-        UserError: No such file, one that is cut off or malformed, or an index that names files elsewhere.
-    """
-    check_index(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    files = [file for file in files if not file.name.startswith("expected")]
-    if not files:
-        raise UserError(
-            f"{folder} holds no .safetensors file; other formats run code when they are loaded and are not read."
-        )
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as handle:
-                weights |= {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
-        except Exception as error:
-            raise UserError(f"{file} cannot be read as safetensors ({error}): is the download complete?") from error
-    return weights
-
-
-def check_index(folder: Path) -> None:
-    """Refuses an index of shards that names anything but files beside it: transformers would read them wherever they are.
-
-    Raises:
-        UserError: Names the first such entry; or the index cannot be read.
-    """
-    for file in sorted(folder.glob("*.safetensors.index.json")):
-        named = read_json(file).get("weight_map")
-        for name in named.values() if isinstance(named, dict) else [named]:
-            if not isinstance(name, str) or re.fullmatch(r"[\w-][\w.-]*\.safetensors", name) is None:
-                raise UserError(
-                    f"{file} names {str(name)[:80]!r} as a shard, which is no .safetensors file beside it: download the "
-                    "checkpoint again from a source that you trust."
-                )
-
-
 def read_config(folder: Path) -> Any:
     """The configuration of a checkpoint folder.
 
     Raises:
-        UserError: It cannot be read, or is of a family that the installed transformers does not have.
+        UserError: It cannot be read, has no positions, is of quantized weights, or of a family that the installed transformers
+            does not have.
     """
     found = read_json(folder / "config.json")
+    if found.get("quantization_config"):
+        raise UserError(
+            f"{folder / 'config.json'} has a quantization_config: quantized weights are not read, so take the model in float32, "
+            "float16 or bfloat16."
+        )
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a field of a wrong type raises what the family's own checks raise
         named = found.get("model_type")
         raise UserError(
             f"{folder / 'config.json'}, of model_type {named!r}, is no configuration that the installed transformers reads "
-            f"({first_line(error)}); docs/models.md lists families that serve."
+            f"({in_short(error)}); docs/models.md lists families that serve."
+        ) from error
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < 1:
+        raise UserError(f"{folder / 'config.json'} gives the model {positions} positions: it must be at least 1.")
+    return config
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """The `generation_config.json` of a folder, of which stop tokens are used; None where there is none.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    file = folder / "generation_config.json"
+    if not file.exists():
+        return None
+    read_json(file)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # a field of a wrong type raises what the library's own checks raise
+        raise UserError(
+            f"{file} is no configuration that transformers reads ({in_short(error)}): take it away."
         ) from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of somebody else says, in a few words."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+def in_short(error: BaseException) -> str:
+    """What an error of somebody else says, in a few words on one line."""
+    said = " ".join(str(error).split())
+    return (
+        f"{type(error).__name__}: {said if len(said) <= 180 else f'{said[:177]}...'}" if said else type(error).__name__
+    )
 
 
 def made_with_fused_activations(folder: Path, make: Callable[[Any], PreTrainedModel]) -> PreTrainedModel:
@@ -173,54 +162,11 @@ def made_with_fused_activations(folder: Path, make: Callable[[Any], PreTrainedMo
         raise
     except Exception as error:  # whatever a model's constructor makes of a configuration that nobody has tried
         raise UserError(
-            f"No model can be made of {folder / 'config.json'} ({first_line(error)}); docs/models.md lists families that serve."
+            f"No model can be made of {folder / 'config.json'} ({in_short(error)}); docs/models.md lists families that serve."
         ) from error
     for field in unfused:
         setattr(model.config, field, "gelu_new")
     return model
-
-
-def load_causal_lm(folder: Path) -> PreTrainedModel:
-    """The causal LM of a folder, in float32.
-
-    Raises:
-        UserError: It cannot be read, or weights are missing, not finite, or at odds with the config.
-    """
-    check_index(folder)
-    info: dict[str, Any] = {}
-
-    def make(config: Any) -> PreTrainedModel:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-        model: PreTrainedModel = loaded[0]
-        info.update(loaded[1])
-        return model
-
-    try:
-        model = made_with_fused_activations(folder, make)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"The model to start from, {str(folder)!r}, cannot be loaded ({first_line(error)}): is the download complete?"
-        ) from error
-    check_wrapped([str(key) for key in info["unexpected_keys"]], str(folder))
-    check_tied(
-        _stored(folder, {key for pair in tied_keys(model).items() for key in pair}), tied_keys(model), str(folder)
-    )
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lacking:
-        raise UserError(f"The weights of {str(folder)!r} are incomplete: {', '.join(lacking)}.")
-    check_finite(model.state_dict(), str(folder))
-    return model
-
-
-def _stored(folder: Path, keys: set[str]) -> dict[str, Tensor]:
-    """Some of the tensors of a folder, as far as they are there."""
-    found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            found |= {key: handle.get_tensor(key) for key in keys.intersection(handle.keys())}
-    return found
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -236,3 +182,17 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} must hold an object with named fields, not {str(content)[:40]!r}.")
     return content
+
+
+def number_field(config: Any, name: str, default: float, least: float, whole: bool = False) -> float:
+    """A number of the configuration that a kind keeps beside the causal LM's own.
+
+    Raises:
+        UserError: It is no finite number, smaller than `least`, or a fraction of one that has to be whole.
+    """
+    value = getattr(config, name, default)
+    is_number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value < math.inf:
+        what = "a whole number" if whole else "a finite number"
+        raise UserError(f"config.json gives {name} as {value!r:.60}: it must be {what}, and at least {least}.")
+    return float(value)

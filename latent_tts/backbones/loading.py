@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from latent_tts.backbones.adapters import read_weights
-from latent_tts.backbones.base import METADATA_FILE, LatentBackbone
+from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
@@ -19,11 +19,13 @@ from latent_tts.backbones.files import (
     commit_of,
     load_tokenizer,
     made_with_fused_activations,
+    read_generation_config,
     read_json,
-    read_safetensors,
     resolve_folder,
 )
 from latent_tts.backbones.kinds import KINDS
+from latent_tts.backbones.metadata import read_metadata
+from latent_tts.backbones.weight_files import read_safetensors
 from latent_tts.backbones.weights import check_weights, fill, tied_keys
 from latent_tts.errors import UserError
 
@@ -53,7 +55,7 @@ def load_backbone(
             finite, or at odds with the config; or a model that would not be rolled out exactly (docs/models.md).
     """
     folder = resolve_folder(name_or_folder, revision)
-    metadata = read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
+    metadata, generation = read_metadata(folder), read_generation_config(folder)
     raw_config = read_json(folder / "config.json")
     weights = read_weights(folder)
     found = metadata.get("kind") or _kind_of(raw_config, weights) or (kind if kind == Cot.kind else Coconut.kind)
@@ -62,8 +64,8 @@ def load_backbone(
     model = made_with_fused_activations(
         folder, lambda config: AutoModelForCausalLM.from_config(config, dtype=torch_dtype)
     )
-    if (folder / "generation_config.json").exists():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if generation is not None:
+        model.generation_config = generation
     what = f"a {cls.kind} {model.config.model_type} model"
     check_weights(weights, model.state_dict() | _shapes_beside(cls, model), tied_keys(model), str(folder), what)
     fill(model.state_dict(), weights)  # before the model is wrapped, which looks at what it computes

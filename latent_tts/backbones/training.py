@@ -11,8 +11,10 @@ import torch
 from latent_tts.attention.probe import check_training
 from latent_tts.backbones.adapters import has_adapters
 from latent_tts.backbones.base import LatentBackbone
-from latent_tts.backbones.files import load_causal_lm, load_tokenizer, resolve_folder
+from latent_tts.backbones.causal_lm import load_causal_lm
+from latent_tts.backbones.files import load_tokenizer, resolve_folder
 from latent_tts.backbones.loading import load_backbone, published_kind
+from latent_tts.backbones.metadata import read_metadata
 from latent_tts.errors import UserError
 
 Kind = TypeVar("Kind", bound=LatentBackbone)
@@ -28,8 +30,9 @@ def load_for_training(
 ) -> Kind:
     """A causal LM as a backbone of the kind `cls`, in float32 and training mode.
 
-    A plain causal LM gets the special tokens it lacks, and fresh modules (projector, latent head) beside it. A published
-    checkpoint of the same kind keeps its own modules and their config fields: training goes on from them.
+    A plain causal LM gets the special tokens it lacks, and fresh modules (projector, latent head) beside it. A checkpoint of
+    the same kind keeps its own modules, their config fields, its number of latents and its prompt form: training goes on
+    from them.
 
     Args:
         cls: Kind of the backbone.
@@ -45,7 +48,7 @@ def load_for_training(
     """
     folder = resolve_folder(name_or_folder)
     found = published_kind(folder)
-    if found == cls.kind:
+    if cls.kind in (found, read_metadata(folder).get("kind")):
         backbone = load_backbone(folder, num_latents=num_latents)
         backbone.prompt_form = prompt_form or backbone.prompt_form
         check_training(backbone.model)

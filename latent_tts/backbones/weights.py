@@ -10,7 +10,10 @@ from transformers import PreTrainedModel
 
 from latent_tts.errors import UserError
 
-_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# Of DistributedDataParallel, torch.compile, peft, and the published code of COCONUT.
+_WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "base_causallm.")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SHOWN = 6  # keys in a list of weights
 
 
 def check_weights(
@@ -26,7 +29,7 @@ def check_weights(
         what: What the weights should be of, for the sentence.
 
     Raises:
-        UserError: Keys are missing, unexpected, or of another shape (lists all); a weight is no finite number; or two weights
+        UserError: Keys are missing, unexpected, or of another shape; a weight is quantized or no finite number; or two weights
             are different that the configuration says are one.
     """
     missing = [key for key in places if key not in weights and key not in tied]
@@ -37,6 +40,7 @@ def check_weights(
         if key in weights and weights[key].shape != place.shape
     ]
     report_weights(source, what, missing, unexpected, resized)
+    check_types({key: value.dtype for key, value in weights.items()}, places, source)
     check_tied(weights, tied, source)
     check_finite(weights, source)
 
@@ -50,12 +54,17 @@ def fill(places: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
 
 
 def report_weights(source: str, what: str, missing: list[str], unexpected: list[str], resized: list[str]) -> None:
-    """Raises one error that lists every weight that does not fit; returns where all do."""
+    """Raises one error that names the weights that do not fit; returns where all do."""
     check_wrapped(unexpected, source)
     groups = [("missing", missing), ("unexpected", unexpected), ("resized", resized)]
-    parts = [f"{name}: {', '.join(keys)}" for name, keys in groups if keys]
+    parts = [f"{name}: {listed(keys)}" for name, keys in groups if keys]
     if parts:
         raise UserError(f"The weights of {source} are not those of {what}; {'; '.join(parts)}.")
+
+
+def listed(keys: Sequence[str]) -> str:
+    """The first of some keys, and how many more there are."""
+    return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
 
 
 def check_wrapped(keys: Sequence[str], source: str) -> None:
@@ -70,6 +79,25 @@ def check_wrapped(keys: Sequence[str], source: str) -> None:
             raise UserError(
                 f"The weights of {source} were saved from a wrapped model ({wrapped} begins with {prefix!r}): take "
                 f"{prefix!r} off the keys, or save the model inside the wrapper."
+            )
+
+
+def check_types(types: Mapping[str, torch.dtype], places: Mapping[str, Tensor], source: str) -> None:
+    """Refuses integers, and floats of a byte, where weights belong: they stand for weights by a scale that is kept elsewhere.
+
+    Args:
+        types: Of the weights as stored, by key.
+        places: Where they belong, by key.
+        source: File or folder, for the sentence.
+
+    Raises:
+        UserError: Names the first such weight.
+    """
+    for key, kind in types.items():
+        if key in places and places[key].is_floating_point() and kind not in _FLOATS:
+            raise UserError(
+                f"{source} stores {key} as {str(kind).removeprefix('torch.')}: quantized weights are not read, so take the model "
+                "in float32, float16 or bfloat16."
             )
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from latent_tts.attention.probe import check_packed
-from latent_tts.backbones.base import METADATA_FILE, LatentBackbone, embedding_table
+from latent_tts.backbones.base import LatentBackbone, embedding_table
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.dropout import set_dropout
 from latent_tts.backbones.files import (
     commit_of,
     load_tokenizer,
     made_with_fused_activations,
-    read_json,
-    read_safetensors,
     resolve_folder,
 )
 from latent_tts.backbones.kinds import KINDS
 from latent_tts.backbones.loading import _torch_dtype
+from latent_tts.backbones.metadata import METADATA_FILE, read_metadata
+from latent_tts.backbones.tokens import check_rows
+from latent_tts.backbones.weight_files import read_safetensors
 from latent_tts.backbones.weights import check_weights, fill
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, Head, HeadName
@@ -51,7 +51,7 @@ def load_reward_model(
             a model that would not score exactly (docs/models.md).
     """
     folder = resolve_folder(name_or_folder, revision)
-    metadata = _metadata(folder)
+    metadata = {name: value for name, value in read_metadata(folder).items() if value is not None}
     weights = read_safetensors(folder)
     has_projector = any(key.startswith("projector.") for key in weights)
     if not any(key.startswith("classifier.") for key in weights):
@@ -80,7 +80,7 @@ def load_reward_model(
     )
     model.classifier.load_state_dict(classifier.state_dict())
     model.backbone_fingerprint, model.commit = metadata.get("backbone_fingerprint"), commit_of(folder)
-    check_tokens(model, str(folder))
+    check_rows(model.tokenizer, embedding_table(transformer).shape[0], f"the reward model {folder}")
     return model.eval()
 
 
@@ -113,10 +113,6 @@ def load_to_train_further(
     return model
 
 
-def _metadata(folder: Path) -> dict[str, Any]:
-    return read_json(folder / METADATA_FILE) if (folder / METADATA_FILE).exists() else {}
-
-
 def _tokenizer(folder: Path, given: str | Path | PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
     if isinstance(given, PreTrainedTokenizerBase):
         return given
@@ -138,17 +134,3 @@ def _fill(
     check_weights(weights, places, {}, source, f"a {transformer.config.model_type} reward model with a {head} head")
     fill(places, weights)
     return classifier
-
-
-def check_tokens(model: LatentRewardModel, source: str) -> None:
-    """Refuses a tokenizer whose tokens the model has no embeddings for.
-
-    Raises:
-        UserError: Says how many it has of each.
-    """
-    rows, largest = embedding_table(model.transformer).shape[0], max(model.tokenizer.get_vocab().values())
-    if largest >= rows:
-        raise UserError(
-            f"The tokenizer given to the reward model {source} has tokens up to number {largest}, and its embeddings have {rows} "
-            "rows: give the tokenizer of the backbone it was trained for."
-        )

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from latent_tts.backbones.base import METADATA_FILE
+from latent_tts.backbones.metadata import METADATA_FILE
 
 
 def write_checkpoint(
