@@ -20,6 +20,7 @@ from commands import (
     report,
     resampling_report,
     study,
+    study_page,
     sweep,
     trajectories,
     writer,
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": lambda args: main_guard(lambda: sweep.main(args)),
     "trajectories": lambda args: main_guard(lambda: trajectories.main(args)),
     "study": lambda args: run_tool(study.main, args),
+    "study_page": lambda args: run_tool(study_page.main, args),
     "writer": lambda args: run_tool(writer.main, args),
     "extract_adapters": lambda args: main_guard(lambda: extract_adapters.main(args)),
 }
@@ -118,6 +120,7 @@ CASES = [
     ("trajectories", ["missing"], "required: --problem"),
     ("sweep", [], "required: --vary"),
     ("study", [], "study"),
+    ("study_page", ["--page=missing.md"], "missing.md"),
     ("writer", ["--backbone=/nowhere", "--out=x"], "/nowhere"),
     ("study", ["--studi=x"], "did you mean study?"),
     ("study", ["--study=missing.yaml"], "missing.yaml"),

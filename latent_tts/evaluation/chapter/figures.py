@@ -1,0 +1,183 @@
+"""Figures of the chapter, each a function of kept studies, a panel for every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from latent_tts.evaluation.chapter.kept import KeptRun, KeptStudy, controls_in_order
+from latent_tts.evaluation.report.figures.style import (
+    SMALL,
+    Curve,
+    Look,
+    draw_bar,
+    draw_curve,
+    look,
+    new_figure,
+    percent_limits,
+    step_ticks,
+)
+from latent_tts.evaluation.results import Cell, token_steps
+from latent_tts.evaluation.strategies import COVERAGE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FAMILIES = {
+    "noise": "Gaussian noise",
+    "dropout": "MC-dropout",
+    "native": "native Gaussian (CoLaR)",
+    "relative": "noise relative to the latents",
+    "rollout-dropout": "one dropout mask per rollout",
+    "values": "singular values of the values",
+    "answers": "drawn answers alone",
+    "noise-answers": "noise and drawn answers",
+    "native-answers": "noise and drawn answers",
+    "written": "written steps, drawn",
+}
+"""First words of a run's name -> its sampler; runs of one differ in strength."""
+_LOOKS = {name: i for i, name in enumerate(dict.fromkeys(FAMILIES.values()))}
+
+
+def family_of(run: KeptRun) -> str:
+    """The name of a run without its numbers: `noise-1-answers-0.7` is of `noise-answers`."""
+    return "-".join(word for word in run.name.split("-") if not word.replace(".", "").isdigit())
+
+
+def families(study: KeptStudy) -> dict[str, list[KeptRun]]:
+    """Runs by sampler, those that the chapter knows, in the order of their strengths."""
+    found: dict[str, list[KeptRun]] = {}
+    for run in study.runs:
+        if family_of(run) in FAMILIES:
+            found.setdefault(FAMILIES[family_of(run)], []).append(run)
+    return found
+
+
+def best_of(runs: Sequence[KeptRun]) -> KeptRun:
+    """The run of the highest coverage at its full budget, the first of equal ones."""
+    return max(runs, key=_coverage)
+
+
+def _coverage(run: KeptRun) -> float:
+    found = run.at(f"coverage@{run.top}")
+    assert found is not None
+    return found.value
+
+
+def coverage_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """Coverage against token steps, of every sampler the strength that covers most."""
+    figure, panels = _panels(studies, "Coverage against token steps; of each sampler the strength that covers most")
+    for axes, study in zip(panels, studies, strict=True):
+        drawn = []
+        for name, runs in families(study).items():
+            run = best_of(runs)
+            cells = run.curve("coverage")
+            steps = [token_steps(run.metrics, COVERAGE.at(k)) for k in cells]
+            drawn.append(Curve(name, steps, list(cells.values()), _look(name)))
+        _draw(axes, drawn)
+        axes.set(xlabel="token steps per problem", ylabel="coverage in %")
+        step_ticks(axes, [x for curve in drawn for x in curve.x], most=4)
+    return _finished(figure, panels, "bars: 95 % intervals")
+
+
+def _draw(axes: Axes, drawn: Sequence[Curve]) -> None:
+    for curve in drawn:
+        draw_curve(axes, curve, band=False)
+        draw_bar(axes, curve.x[-1], curve.cells[-1], curve.look)
+    percent_limits(axes, [one for curve in drawn for one in curve.cells])
+
+
+def diversity_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """Coverage and a single rollout of every run against the diversity of its latents; runs of one sampler are joined."""
+    figure, panels = _panels(studies, "Coverage (lines) and a single rollout (dots) against diversity, all strengths")
+    for axes, study in zip(panels, studies, strict=True):
+        shown: list[Cell] = []
+        for name, runs in families(study).items():
+            points = [(run.metrics["diversity"]["mean"], run) for run in runs]
+            known = sorted([(x, run) for x, run in points if x is not None], key=lambda point: point[0])
+            if known:
+                covered = [one for _, run in known if (one := run.at(f"coverage@{run.top}")) is not None]
+                single = [one for _, run in known if (one := run.at("single")) is not None]
+                draw_curve(axes, Curve(name, [x for x, _ in known], covered, _look(name)), band=False)
+                for (x, _), one in zip(known, covered, strict=True):
+                    draw_bar(axes, x, one, _look(name))
+                axes.plot(
+                    [x for x, _ in known], [100 * one.value for one in single], ":", color=_look(name).color, marker="."
+                )
+                shown += [*covered, *single]
+        percent_limits(axes, shown)
+        axes.set(xlabel="mean cosine distance", ylabel="right in %")
+    return _finished(figure, panels, "coverage @ N with 95 % intervals")
+
+
+def controls_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """A single rollout, and coverage, after its own latents and after others."""
+    figure, panels = _panels(studies, "Answers after a rollout's own latents, and after others")
+    for axes, study in zip(panels, studies, strict=True):
+        runs = controls_in_order(study)
+        for i, (key, label) in enumerate({"single": "single rollout", "coverage": "coverage @ N"}.items()):
+            for place, run in enumerate(runs):
+                found = run.at(key if key == "single" else f"coverage@{run.top}")
+                if found is not None:
+                    name = label if place == 0 else None
+                    draw_bar(axes, place + 0.2 * (i - 0.5), found, look(i), name, horizontal=True)
+        axes.set_yticks(range(len(runs)), [run.name for run in runs])
+        axes.invert_yaxis()
+        axes.set(xlabel="right in %", xlim=(-2, None))
+    return _finished(figure, panels, "bars: 95 % intervals")
+
+
+def risk_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """Wrong answers against the share of problems answered, by every rule, of the first run of each study."""
+    figure, panels = _panels(studies, "Wrong answers among those given, when the least sure are withheld")
+    rules = list(dict.fromkeys(rule for study in studies for rule in study.runs[0].risks))
+    for axes, study in zip(panels, studies, strict=True):
+        for rule, risk in study.runs[0].risks.items():
+            at = {100 * float(share): Cell(one["mean"], *one["interval"]) for share, one in risk["at"].items()}
+            draw_curve(axes, Curve(rule, list(at), list(at.values()), look(rules.index(rule))), band=True)
+        axes.set(xlabel="problems answered in %", ylabel="wrong in %", ylim=(-2, None))
+    return _finished(figure, panels, "bands: 95 % intervals")
+
+
+FIGURES: Mapping[str, tuple[Callable[[Sequence[KeptStudy]], Figure], Sequence[str]]] = {
+    "coverage": (coverage_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
+    "diversity": (diversity_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
+    "controls": (controls_figure, ("controls-tiny-codi", "controls-tiny-coconut", "controls-tiny-colar")),
+    "risk": (risk_figure, ("aggregation-tiny-coconut", "aggregation-tiny-colar")),
+}
+"""Name -> what draws it, and of which studies."""
+
+
+def _panels(studies: Sequence[KeptStudy], title: str) -> tuple[Figure, list[Axes]]:
+    figure = new_figure(title, 3.4, 2.2 + 2.9 * len(studies))
+    panels = list(figure.subplots(1, len(studies), squeeze=False).flat)
+    for axes, study in zip(panels, studies, strict=True):
+        name = "-".join(study.name.split("-")[1:])
+        axes.set_title(f"{name}: {study.num_problems} problems", fontsize=SMALL + 1)
+        axes.grid(alpha=0.25)
+    return figure, panels
+
+
+def _look(name: str) -> Look:
+    return look(_LOOKS[name])
+
+
+def _finished(figure: Figure, panels: Sequence[Axes], note: str) -> Figure:
+    """One legend right of the panels, of every name that one of them has."""
+    named: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="outside right upper",
+        fontsize=SMALL,
+        title=note,
+        title_fontsize=SMALL,
+        alignment="left",
+        frameon=False,
+        handlelength=3.2,
+    )
+    return figure

@@ -1,0 +1,127 @@
+"""The chapter of the study: its page holds what the kept runs say, and its tables are read off them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands.study_page import main as study_page
+from latent_tts.errors import UserError
+from latent_tts.evaluation.chapter.figures import FIGURES, best_of, families
+from latent_tts.evaluation.chapter.kept import read_kept
+from latent_tts.evaluation.chapter.page import filled, numbers_without_a_source
+from latent_tts.evaluation.chapter.tables import TABLES, points, shown
+from latent_tts.evaluation.results import Cell
+from tests.geometry import faults
+from tests.metrics_json import make_metrics_json
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "study.md").read_text(encoding="utf-8")
+
+
+def test_every_table_of_the_page_is_what_the_kept_runs_say():
+    assert filled(PAGE, DOCS / "runs") == PAGE
+
+
+def test_every_number_of_its_text_stands_in_a_table_beside_it():
+    assert numbers_without_a_source(PAGE) == []
+
+
+def test_every_figure_of_the_page_is_there_and_small():
+    named = [line.split("(")[1].rstrip(")") for line in PAGE.splitlines() if line.startswith("![")]
+    assert named and all(0 < (DOCS / name).stat().st_size < 120_000 for name in named)
+    assert {Path(name).stem for name in named} <= set(FIGURES)
+
+
+def test_a_number_that_no_table_of_its_section_has_is_found():
+    page = "## a\nIt is 12.5 of 40.1, at `noise-0.5`.\n\n| x | 12.5 (10.0-14.0) |\n\n## b\nAnd 12.5 again.\n"
+    assert numbers_without_a_source(page) == ["40.1", "0.5", "12.5"]
+
+
+def interval(mean: float) -> dict[str, object]:
+    return {"mean": mean, "interval": [mean - 0.02, mean + 0.02]}
+
+
+@pytest.fixture
+def kept(tmp_path) -> Path:
+    """Two strengths of noise and dropout with their differences, in the layout of docs/runs."""
+    folder = tmp_path / "coverage-tiny-codi"
+    folder.mkdir()
+    beside = []
+    for i, name in enumerate(("noise-0.5", "noise-1", "dropout-0.2")):
+        metrics = make_metrics_json(16, 0.5 + i / 10) | {"diversity": {"mean": i / 10, "per_step": [i / 10] * 6}}
+        (folder / f"{name}.json").write_text(json.dumps(metrics))
+        outcomes = {one: {"plain": interval(-0.3), "given_greedy": None} for one in ("single rollout", "coverage")}
+        risk = {"by votes": {"area": 0.25, "at": {f"{share / 10:g}": interval(0.3) for share in range(1, 11)}}}
+        differences = {"coverage@16": interval(0.05)} if i else {}
+        found = {"differences": differences, "full_differences": {"single": interval(-0.01)} if i else {}}
+        beside.append({"name": name, "problems": {"diversity_and": outcomes, "risk": risk}} | found)
+    (folder / "comparison.json").write_text(json.dumps({"runs": beside}))
+    (folder / "head.json").write_text(json.dumps({"state": "finished"}))  # of a training, which has no rollouts
+    return tmp_path
+
+
+def test_runs_stand_in_the_order_of_their_study_and_trainings_are_none(kept):
+    study = read_kept(kept / "coverage-tiny-codi")
+    assert [run.name for run in study.runs] == ["noise-0.5", "noise-1", "dropout-0.2"] and study.num_problems == 500
+    assert study.run("noise-1").at("coverage@16") is not None and study.run("noise-1").at("coverage@17") is None
+    with pytest.raises(UserError, match="has no run 'noise-3'"):
+        study.run("noise-3")
+    with pytest.raises(UserError, match="holds no run"):
+        read_kept(kept)
+
+
+def test_tables_are_read_off_the_files(kept):
+    study = read_kept(kept / "coverage-tiny-codi")
+    run = study.run("noise-1")
+    header, rows = TABLES["coverage"](study)
+    row = dict(zip(header, rows[1], strict=True))
+    assert row["run"] == "`noise-1`" and row["cosine distance"] == "0.10" and row["N"] == "16"
+    assert row["coverage @ 16"] == shown(run.at("coverage@16"))
+    assert row["coverage, minus `noise-0.5`"] == "**+5.0 (+3.0 to +7.0)**" and rows[0][-1] == ""
+    for name in TABLES.keys() - {"controls"}:
+        header, rows = TABLES[name](study)
+        assert rows and all(len(row) == len(header) for row in rows), name
+    assert TABLES["diversity"](study)[1][0][1] == "**-0.30 (-0.32 to -0.28)**"
+    assert TABLES["risk"](study)[1][0][2:4] == ["0.250", "30.0 (28.0\N{EN DASH}32.0)"]
+    assert points(Cell(0.01, -0.01, 0.03)) == "+1.0 (-1.0 to +3.0)"
+
+
+def test_within_a_budget_stands_the_largest_k_that_it_pays_for(kept):
+    study = read_kept(kept / "coverage-tiny-codi")
+    steps = study.runs[0].metrics["token_steps"]["rollouts"]
+    for budget, text in zip((250, 450, 850), TABLES["equal-steps"](study)[1][0][1::2], strict=True):
+        ks = [int(k) for k, cost in steps.items() if cost <= budget]
+        assert text.startswith(f"k = {max(ks)}:" if ks else ""), budget
+
+
+def test_of_every_sampler_the_figure_takes_the_strength_that_covers_most(kept):
+    found = families(read_kept(kept / "coverage-tiny-codi"))
+    assert {name: [run.name for run in runs] for name, runs in found.items()} == {
+        "Gaussian noise": ["noise-0.5", "noise-1"],
+        "MC-dropout": ["dropout-0.2"],
+    }
+    assert best_of(found["Gaussian noise"]).name == "noise-1"
+
+
+@pytest.mark.parametrize("name", ["coverage", "diversity", "risk"])
+def test_nothing_is_cut_or_covered_in_the_figures_of_the_chapter(kept, name):
+    study = read_kept(kept / "coverage-tiny-codi")
+    assert faults(FIGURES[name][0]([study] * 3)) == []
+
+
+def test_the_command_fills_the_page_and_draws_what_is_kept(kept, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A\n<!-- over-k: coverage-tiny-codi -->\nold\n<!-- end -->\nB\n")
+    study_page(page, kept, tmp_path / "figures")
+    text = page.read_text()
+    assert "old" not in text and text.startswith("# A\n<!-- over-k") and text.endswith("<!-- end -->\nB\n")
+    assert filled(text, kept) == text
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"coverage", "diversity"}
+    page.write_text("<!-- nothing: coverage-tiny-codi -->\n<!-- end -->")
+    with pytest.raises(UserError, match="names a table 'nothing'"):
+        study_page(page, kept, tmp_path / "figures")
+    with pytest.raises(UserError, match="cannot be read"):
+        study_page(tmp_path / "none.md", kept, tmp_path / "figures")
