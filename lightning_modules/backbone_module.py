@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from datamodules.positions import PositionLimit
 from latent_tts.answers import answers_equal, parse_answer
 from latent_tts.backbones.adapters import save_adapters
 from latent_tts.backbones.base import LatentBackbone
@@ -37,7 +38,7 @@ class BackboneModule(TrainingModule):
         seed: Seed of the draws made in training.
     """
 
-    logged_metrics = (*TrainingModule.logged_metrics, "val/accuracy")
+    logged_metrics = (*TrainingModule.logged_metrics, "val/accuracy", "val/loss")
 
     def __init__(
         self,
@@ -54,13 +55,17 @@ class BackboneModule(TrainingModule):
         if lora is not None:
             add_lora(backbone, lora, seed)
         self.backbone = backbone
-        self.val_accuracy = MeanMetric()
+        self.val_accuracy, self.val_loss = MeanMetric(), MeanMetric()
         # Buffers are constants here (rotary frequencies): sending them would need equally many batches on all processes.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     @abstractmethod
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """The terms of a micro batch's loss: (terms,), with gradients."""
+
+    def validation_losses(self, batch: Sequence[ReasoningExample]) -> Tensor | None:
+        """The terms of the loss of given solutions, (terms,), with nothing drawn; None where a training has no such loss."""
+        return self.losses(batch)
 
     def summed_loss(self, batch: Sequence[ReasoningExample]) -> tuple[Tensor, int]:
         losses: Tensor = self.backbone(self.losses, batch)
@@ -118,4 +123,14 @@ class BackboneModule(TrainingModule):
         right = [answers_equal(parse_answer(text), gold) for text, gold in zip(texts, golds, strict=True)]
         self.val_accuracy.update(torch.tensor(right, dtype=torch.float))
         self.log("val/accuracy", self.val_accuracy, prog_bar=True, batch_size=len(batch))
+        self.validate_loss(batch)
         return texts
+
+    def validate_loss(self, batch: Sequence[ReasoningExample]) -> None:
+        """Logs `val/loss`, the mean over the terms of the examples whose written solutions fit in the model's positions."""
+        limit = PositionLimit(self)
+        read = [example for example in batch if limit.fits(example)]
+        losses: Tensor | None = self.backbone(self.validation_losses, read) if read else None
+        if losses is not None:
+            self.val_loss.update(losses.mean(), weight=losses.numel())
+            self.log("val/loss", self.val_loss, batch_size=len(batch))

@@ -95,6 +95,14 @@ class CoconutModule(BackboneModule):
         """
         stages = [self.curriculum.draw_stage(self.stage, f"{self.epoch_key}/{example.question}") for example in batch]
         self.log("stage", float(self.stage), prog_bar=True, batch_size=1)
+        return self.losses_at(batch, stages)
+
+    def validation_losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
+        """At the stage being trained, every example."""
+        return self.losses_at(batch, [self.validated_stage] * len(batch))
+
+    def losses_at(self, batch: Sequence[ReasoningExample], stages: Sequence[int]) -> Tensor:
+        """Cross-entropy of every label token of examples, each at its stage: (labels,)."""
         return token_losses(
             self.backbone, collate(self.sequences(batch, stages), self.backbone.pad_token_id, self.device)
         )

@@ -14,6 +14,7 @@ from latent_tts.problems import ReasoningExample
 from latent_tts.training.codi import (
     Distillation,
     DistillationForms,
+    DistillationLosses,
     Lesson,
     build_lessons,
     collate_lessons,
@@ -105,21 +106,28 @@ class CodiModule(BackboneModule):
 
     def losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
         """The loss of every example: (B,)."""
-        backbone = self.backbone
-        lessons = build_lessons(backbone, batch, self.forms)
+        lessons = build_lessons(self.backbone, batch, self.forms)
         if self.left_padding:
             self.require_room_beside_padding(lessons)
-        parts = distillation_losses(
-            backbone,
-            collate_lessons(lessons, backbone.num_latents, backbone.pad_token_id, self.device),
-            self.distillation,
-            count_padding=self.left_padding,
-        )
+        parts = self.parts(lessons, count_padding=self.left_padding)
         named = {"student": parts.student, "teacher": parts.teacher, "distillation": parts.distillation}
         self.log_dict(
             {f"train/{name}_loss": loss.detach().mean() for name, loss in named.items()}, batch_size=len(batch)
         )
-        distilled = self.distillation.factor * self.distillation_share() * parts.distillation
+        return self.weighted(parts, self.distillation_share())
+
+    def validation_losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
+        """The loss of every example, (B,), with the distillation at its full weight, whatever the step."""
+        return self.weighted(self.parts(build_lessons(self.backbone, batch, self.forms)), share=1.0)
+
+    def parts(self, lessons: Sequence[Lesson], count_padding: bool = False) -> DistillationLosses:
+        """The three losses of every example."""
+        batch = collate_lessons(lessons, self.backbone.num_latents, self.backbone.pad_token_id, self.device)
+        return distillation_losses(self.backbone, batch, self.distillation, count_padding)
+
+    def weighted(self, parts: DistillationLosses, share: float) -> Tensor:
+        """The loss of every example, (B,), with this share of the distillation's weight."""
+        distilled = self.distillation.factor * share * parts.distillation
         return self.student_factor * parts.student + self.teacher_factor * parts.teacher + distilled
 
     def training_positions(self, examples: Sequence[ReasoningExample]) -> list[int]:

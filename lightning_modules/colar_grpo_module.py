@@ -64,7 +64,7 @@ class ColarGRPOModule(BackboneModule):
 
     backbone: Colar
     logged_metrics = (
-        *BackboneModule.logged_metrics,
+        *(name for name in BackboneModule.logged_metrics if name != "val/loss"),
         "train/reward",
         "train/learned_share",
         "train/latents",
@@ -147,6 +147,9 @@ class ColarGRPOModule(BackboneModule):
         # Rollouts may answer without a thought, and then there is none to speak of.
         known = {f"train/{name}": value.mean() for name, value in found.items() if value.numel()}
         self.log_dict(known, batch_size=1)
+
+    def validation_losses(self, batch: Sequence[ReasoningExample]) -> None:
+        """Its loss is of drawn rollouts."""
 
     def policy(self, model: Colar, experience: Experience) -> Policy:
         return policy_on(model, self.sampler, self.grpo.answers, experience)

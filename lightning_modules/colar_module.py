@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torchmetrics import MeanMetric
 
 from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.lora import LoRA
@@ -51,7 +52,13 @@ class ColarModule(BackboneModule):
     """
 
     backbone: Colar
-    logged_metrics = (*BackboneModule.logged_metrics, "train/token_loss", "train/latent_loss", "val/latents")
+    logged_metrics = (
+        *BackboneModule.logged_metrics,
+        "train/token_loss",
+        "train/latent_loss",
+        "val/latents",
+        "val/latent_loss",
+    )
 
     def __init__(
         self,
@@ -69,6 +76,7 @@ class ColarModule(BackboneModule):
         seed: int = 0,
     ) -> None:
         self.compression, self.speed_form = tuple(compression), prompt_form or Colar.speed_form
+        self.thinking_speed = thinking_speed
         check_speeds(self.compression, thinking_speed, self.speed_form)
         config: dict[str, int | bool] = {} if loss.form == "mse" else {"latent_log_std": True}
         if latent_intermediate_size is not None:
@@ -83,7 +91,7 @@ class ColarModule(BackboneModule):
         if loss.form == "mse" and deviation is not None:
             deviation.requires_grad_(False)  # it has no part in this loss
         super().__init__(loaded, backbone, optimization, global_batch_size, lora, max_answer_tokens, seed)
-        self.loss = loss
+        self.loss, self.val_latent_loss = loss, MeanMetric()
         self.tokens_per_thought: Tensor | float = 1.0  # in the running global batch
         self.save_hyperparameters(options_of(self, locals()))
 
@@ -102,6 +110,14 @@ class ColarModule(BackboneModule):
             self.tokens_per_thought = self.ratio([*examples, *others])
         weight = self.loss.weight * self.tokens_per_thought
         return losses.tokens + weight * pad(losses.latents, (0, len(losses.tokens) - len(losses.latents)))
+
+    def validation_losses(self, batch: Sequence[ReasoningExample]) -> Tensor:
+        """Loss of every token, at the speed that the model is asked to think at; that of the thoughts is `val/latent_loss`."""
+        examples = compress(batch, self.thinking_speed, self.backbone, self.speed_form, key=f"{self.seed}")
+        losses = colar_losses(self.backbone, examples, self.thinking_speed, self.loss.form, self.loss.entropy_weight)
+        self.val_latent_loss.update(losses.latents.mean(), weight=losses.latents.numel())
+        self.log("val/latent_loss", self.val_latent_loss, batch_size=len(batch))
+        return losses.tokens
 
     def compressed(self, batch: Sequence[ReasoningExample], factor: int) -> list[CompressedExample]:
         """The examples at a factor, which is a function of (seed, optimizer step)."""

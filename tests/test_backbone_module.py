@@ -60,6 +60,20 @@ def test_splitting_the_global_batch_changes_nothing(kind, model, tmp_path):
     torch.testing.assert_close(flat_gradients(split), flat_gradients(whole), atol=1e-2 * scale, rtol=0)
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "coconut"])
+def test_the_validation_loss_is_the_training_loss_of_the_examples_however_they_are_split(kind, model, tmp_path):
+    """Dropout is off, and a COCONUT that was not trained is at its final stage; every term weighs the same."""
+    module, found = MAKERS[kind](model), []
+    for batch_size in (8, 3):
+        data = make_data(tmp_path, batch_size)
+        (result,) = make_trainer().validate(module, data, verbose=False)
+        found.append(result["val/loss"])
+    examples = [data.val_examples[[i]][0] for i in range(len(data.val_examples))]
+    terms = torch.cat([module.eval().validation_losses([example]) for example in examples])
+    assert found == pytest.approx([float(terms.mean())] * 2, rel=1e-5)
+    assert set(result) <= set(module.logged_metrics)
+
+
 @pytest.mark.parametrize(("kind", "options"), OPTIONS)
 def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(kind, options, model, tmp_path):
     """With a schedule over the whole training, and the dropout of adapters drawn from (seed, epoch, batch)."""

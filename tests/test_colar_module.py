@@ -180,6 +180,7 @@ def test_a_few_epochs_teach_to_think_as_long_as_the_steps_and_to_answer(model, t
     seen = ReasoningStepsDataModule(data.train, data.train, batch_size=8)  # type: ignore[arg-type]
     (result,) = make_trainer().validate(module, seen, verbose=False)
     assert result["val/accuracy"] > 0.4
+    assert {"val/loss", "val/latent_loss"} <= set(result) <= set(module.logged_metrics)
     lengths = [sum(map(len, module.backbone.encode([step + "\n" for step in addition(i).steps]))) for i in range(16)]
     assert result["val/latents"] == pytest.approx(sum(-(-length // 2) for length in lengths) / 16, abs=1.0)
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from callbacks.training_curves import TrainingSpeed, ValidationAnswers, as_table
 from commands.curves import RunCurves
+from latent_tts.attention.passes import decoder_pass
 from latent_tts.training.grpo import GRPO, LogProbs, Policy, clipped_share, entropies
 from tests.test_colar_module import colar, grpo, model, rewarding  # noqa: F401
 from tests.training import make_data, make_module, make_trainer, write_tiny_model
@@ -60,7 +62,8 @@ def test_a_training_logs_norm_speed_stage_answers_and_hyperparameters(tmp_path: 
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     tags = events.Tags()
-    scalars = {"train/loss", "train/gradient_norm", "train/examples_per_second", "stage", "val/accuracy", "lr-AdamW"}
+    scalars = {"train/loss", "train/gradient_norm", "stage", "val/accuracy", "val/loss", "lr-AdamW"}
+    scalars |= {"train/examples_per_second", "train/positions_per_second"}
     assert scalars <= set(tags["scalars"])
     answers = events.Tensors("val/answers/text_summary")
     assert [answer.step for answer in answers] == [2, 4]
@@ -109,25 +112,37 @@ def test_the_clipped_share_counts_ratios_beyond_the_clip_on_either_side() -> Non
     assert clipped_share(old, old, 0.2).item() == 0
 
 
-def test_speed_counts_examples_of_all_processes_and_no_validation() -> None:
+def test_speeds_count_examples_and_positions_of_all_processes_and_no_validation() -> None:
     now, logged = [0.0], []
     speed: Any = TrainingSpeed(lambda: now[0])
-    logger = SimpleNamespace(
-        log_metrics=lambda metrics, step: logged.append((step, metrics["train/examples_per_second"]))
-    )
+    logger = SimpleNamespace(log_metrics=lambda metrics, step: logged.append((step, *metrics.values())))
+    decoder = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=8, n_embd=4, n_layer=1, n_head=1))
+    module = torch.nn.ModuleDict({"backbone": decoder})
+
+    def passes(rows: int, columns: int) -> None:
+        decoder_pass(decoder, torch.zeros(rows, columns, 4), torch.arange(columns).expand(rows, -1))
+
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
     connector = SimpleNamespace(should_update_logs=False)
     run = SimpleNamespace(world_size=2, loggers=[logger], fit_loop=loop, _logger_connector=connector)
-    speed.on_train_start(run, None)
+    speed.on_train_start(run, module)
     for due in (False, True):
         now[0] += 4
         connector.should_update_logs = due
-        speed.on_train_batch_end(run, None, None, [0] * 10, 0)
+        passes(10, 8)
+        speed.on_train_batch_end(run, module, None, [0] * 10, 0)
     now[0] += 1000
-    speed.on_validation_end(run, None)
+    passes(2, 3)
+    speed.on_validation_end(run, module)
     now[0] += 1
-    speed.on_train_batch_end(run, None, None, SimpleNamespace(questions=["a"] * 3), 1)
-    assert logged == [(7, 5.0), (7, 6.0)]
+    passes(3, 5)
+    passes(3, 1)
+    speed.on_train_batch_end(run, module, None, SimpleNamespace(questions=["a"] * 3), 1)
+    # Two processes: 2 x 20 examples and 2 x 160 positions in 8 s, then 2 x 3 examples and 2 x (15 + 3) positions in one.
+    assert logged == [(7, 5.0, 40.0), (7, 6.0, 36.0)]
+    speed.on_train_end(run, module)
+    passes(1, 1)
+    assert speed.positions == 0
 
 
 def test_what_a_model_writes_cannot_break_the_table_of_answers() -> None:
