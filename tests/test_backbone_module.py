@@ -68,8 +68,9 @@ def test_the_validation_loss_is_the_training_loss_of_the_examples_however_they_a
         data = make_data(tmp_path, batch_size)
         (result,) = make_trainer().validate(module, data, verbose=False)
         found.append(result["val/loss"])
-    examples = [data.val_examples[[i]][0] for i in range(len(data.val_examples))]
-    terms = torch.cat([module.eval().validation_losses([example]) for example in examples])
+    data.setup("validate")
+    examples = [example for batch in data.val_dataloader() for example in batch]
+    terms = torch.cat([module.eval().validation_losses([example]) for example in examples])  # type: ignore[misc]
     assert found == pytest.approx([float(terms.mean())] * 2, rel=1e-5)
     assert set(result) <= set(module.logged_metrics)
 

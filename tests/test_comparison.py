@@ -38,7 +38,12 @@ OTHER = [other_rollouts(record, 100 + i) for i, record in enumerate(BASE)]
 
 
 def write(
-    folder: Path, records: list[Record], sigma: float = 0.5, num_rollouts: int = 4, rule: str = "tolerance"
+    folder: Path,
+    records: list[Record],
+    sigma: float = 0.5,
+    num_rollouts: int = 4,
+    rule: str = "tolerance",
+    control: str | None = None,
 ) -> Path:
     settings = {
         "model.sampler.sigma": sigma,
@@ -57,6 +62,7 @@ def write(
         "sampler": {"name": "AdditiveGaussianNoise", "sigma": sigma},
         "seed": 0,
         "answer_rule": rule,
+        "latent_control": control,
     }
     write_run(folder, {"settings": settings, "evaluated": evaluated})
     writer = RecordWriter(prediction_path(folder, 0))
@@ -209,6 +215,13 @@ def test_the_report_of_several_runs_prints_the_table_and_keeps_files_where_asked
     page = (out / "report.html").read_text()
     assert page.count("<figure") == len(pictures) and 'id="comparison"' in page and "12 problems, the same" in page
     assert not (base / "report.md").exists() and not (other / "report.md").exists()
+
+
+def test_a_control_that_loses_nothing_is_told_wherever_runs_are_compared(base, tmp_path, capsys):
+    control, out = write(tmp_path / "zeros", BASE, control="zero"), tmp_path / "both"
+    assert main_guard(lambda: report([str(base), str(control), f"--out={out}"])) == 0
+    for text in (capsys.readouterr().out, *((out / name).read_text() for name in ("report.md", "report.html"))):
+        assert "latents do not matter" in text and "To try" in text
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from latent_tts.evaluation import report
 from latent_tts.evaluation.comparison import ComparedRun, Comparison
 from latent_tts.evaluation.problem_outcomes import FILTERS, ProblemOutcome, chosen_by
 from latent_tts.evaluation.records import Record
+from latent_tts.evaluation.report.figures import COMPARISON_CAPTIONS
 from latent_tts.evaluation.report.html import comparison_html, html_parts
 from latent_tts.evaluation.report.html.markup import element
 from latent_tts.evaluation.report.html.payload import Payload
@@ -229,14 +230,15 @@ def test_several_runs_are_one_table_with_their_differences(metrics):
     base = ComparedRun("a", Path("runs/a"), "sigma=0.3", metrics, {}, {})
     other = ComparedRun("b", Path("runs/b"), HOSTILE, metrics, {}, differences)
     page = Blocks(
-        comparison_html(Comparison((base, other), 0, 8), {"curves": b"<svg/>"}, ["8 problems"], {"curves": "why"})
+        comparison_html(Comparison((base, other), 0, 8), {"coverage_over_k": b"<svg/>"}, ["8 problems"], [Found()])
     )
     assert page.texts.count(HOSTILE) == 1 + len(
         report.results(metrics)
     )  # in the list of runs, and in a row for each strategy
     assert page.texts.count("+10.0") == 1 and page.tags[before(page, "+10.0")][0] == "b"
     assert page.texts.count("-2.0") == 1 and page.tags[before(page, "-2.0")][0] == "span"
-    assert {"2 runs on 8 problems", "8 problems", "why"} <= set(page.texts)
+    caption = COMPARISON_CAPTIONS["coverage_over_k"]
+    assert {"2 runs on 8 problems", "8 problems", caption, Found.name, Found.sentence} <= set(page.texts)
     assert {attributes.get("id") for tag, attributes in page.tags if tag == "table"} == {"comparison"}
 
 

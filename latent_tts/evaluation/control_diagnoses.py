@@ -23,7 +23,7 @@ def idle_latents(run: ComparedRun) -> Diagnosis | None:
         "latents do not matter",
         f"With the latents replaced ({control}: {run.name}) a single rollout is right for {points(paired)} points more or less: "
         "no loss that the problems show.",
-        None,
+        "accuracy_over_k",
         "The answer is read off the prompt: sampling latents and scoring them has nothing to act on. Train the backbone with "
         "more latents in place of written steps, or evaluate more problems.",
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.comparison import Comparison, ComparisonRow
+from latent_tts.evaluation.control_diagnoses import diagnose_runs
 from latent_tts.evaluation.problem_tables import READING, problem_tables
 from latent_tts.evaluation.report.figure_files import save_figures, to_embed
 from latent_tts.evaluation.report.figures.comparison import comparison_figures
 from latent_tts.evaluation.report.html import comparison_html
+from latent_tts.evaluation.report.markdown import diagnoses_section
 from latent_tts.evaluation.run_folder import write_whole
 
 if TYPE_CHECKING:
@@ -29,17 +31,20 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
     saved = save_figures(comparison_figures(comparison), output / "figures")
     write_whole(output / "report.md", comparison_markdown(comparison, saved))
     inside = {name: to_embed(output / path) for name, path in saved.items()}
-    write_whole(output / "report.html", comparison_html(comparison, inside, comparison_facts(comparison)))
+    facts, diagnoses = comparison_facts(comparison), diagnose_runs(comparison)
+    write_whole(output / "report.html", comparison_html(comparison, inside, facts, diagnoses))
 
 
 def print_comparison(comparison: Comparison, output: Path | None) -> None:
-    """The table, and where the files are, if anywhere."""
+    """The table, what the runs show together of known failures, and where the files are, if anywhere."""
     from rich.console import Console
 
     console = Console(highlight=False)
     console.print(comparison_table(comparison, narrow=console.width < 72))
     for line in comparison_facts(comparison):
         console.print(line)
+    for one in diagnose_runs(comparison):
+        console.print(f"\n{one.name}: {one.sentence}\nTo try: {one.advice}", markup=False)
     if output is not None:
         console.print(f"files: {output}/ (report.html, report.md, {COMPARISON_FILE}, figures/)", soft_wrap=True)
 
@@ -88,6 +93,7 @@ def comparison_markdown(comparison: Comparison, figures: Mapping[str, str]) -> s
         "# Comparison of runs",
         "\n".join(names),
         "\n".join(f"- {line}" for line in comparison_facts(comparison)),
+        *diagnoses_section(diagnose_runs(comparison)),
         "Accuracy and coverage in percent, differences in points, with 95 % intervals over problems.",
     ]
     for title, rows in _blocks(comparison):

@@ -30,7 +30,7 @@ def markdown(
         f"# {title(metrics)}",
         "\n".join(f"- {key}: {value}" for key, value in description(metrics).items()),
         "\n".join(f"- {line}" for line in facts(metrics)),
-        *_diagnoses(diagnoses),
+        *diagnoses_section(diagnoses),
         "## Every strategy at its full budget",
         FULL_BUDGET,
         _table(*result_rows(metrics, " (")),
@@ -46,7 +46,8 @@ def markdown(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _diagnoses(found: Iterable[Finding]) -> list[str]:
+def diagnoses_section(found: Iterable[Finding]) -> list[str]:
+    """Heading and list; empty where there is none."""
     lines = [f"- **{one.name}**: {one.sentence} To try: {one.advice}" for one in found]
     return ["## Diagnoses", "\n".join(lines)] if lines else []
 

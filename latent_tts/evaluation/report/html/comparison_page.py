@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from latent_tts.evaluation.comparison import Comparison, ComparisonRow
 from latent_tts.evaluation.problem_tables import READING, problem_tables
+from latent_tts.evaluation.report.figures import COMPARISON_CAPTIONS
 from latent_tts.evaluation.report.html.document import document
 from latent_tts.evaluation.report.html.markup import Markup, cell, element, joined, table
-from latent_tts.evaluation.report.html.sections import definitions, figures_section, prose
+from latent_tts.evaluation.report.html.sections import definitions, diagnoses_section, figures_section, prose
 from latent_tts.evaluation.report.html.tables import IntervalScale, signed
+from latent_tts.evaluation.wording import Finding
 
 _READING = """In percent, with 95 % intervals over problems; `minus baseline` is the paired difference in points, problem by \
 problem, each run at its full budget. A difference in bold has an interval that leaves 0 out. A column's name sorts by it."""
@@ -19,7 +21,8 @@ def comparison_html(
     comparison: Comparison,
     figures: Mapping[str, bytes] | None = None,
     facts: Sequence[str] = (),
-    captions: Mapping[str, str] | None = None,
+    diagnoses: Sequence[Finding] = (),
+    captions: Mapping[str, str] = COMPARISON_CAPTIONS,
 ) -> str:
     """The text of report.html for several runs; equal for equal arguments.
 
@@ -27,14 +30,16 @@ def comparison_html(
         comparison: The runs on the same problems.
         figures: Name -> the content of an SVG or PNG file.
         facts: Lines on what was compared with what.
+        diagnoses: What the runs show together of known failures of the method.
         captions: Name of a figure -> what it shows.
     """
     lines = element("ul", *(element("li", line) for line in facts), class_="facts")
     body = {
         "Runs": joined([definitions({run.label: run.path.as_posix() for run in comparison.runs}), lines]),
+        "Diagnoses": diagnoses_section(diagnoses, figures or ()),
         "Results": joined([prose(_READING), _table(comparison)]),
         **{title: _problem_table(title, *found) for title, found in problem_tables(comparison).items()},
-        "Figures": figures_section(figures or {}, captions or {}),
+        "Figures": figures_section(figures or {}, captions),
     }
     return "".join(document(f"{len(comparison.runs)} runs on {comparison.num_problems:,} problems", body))
 

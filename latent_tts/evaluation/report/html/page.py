@@ -35,7 +35,7 @@ def html_parts(
     """
     body = {
         "Summary": sections.summary(metrics),
-        "Diagnoses": sections.diagnoses(diagnoses, figures or ()),
+        "Diagnoses": sections.diagnoses_section(diagnoses, figures or ()),
         "Results": sections.results(metrics),
         "Figures": sections.figures_section(figures or {}),
         "Problems": Markup("") if records is None else sections.browser(),

@@ -50,7 +50,7 @@ def definitions(lines: Mapping[str, str]) -> Markup:
     return element("dl", *pairs) if pairs else Markup("")
 
 
-def diagnoses(found: Iterable[Finding], drawn: Iterable[str] = ()) -> Markup:
+def diagnoses_section(found: Iterable[Finding], drawn: Iterable[str] = ()) -> Markup:
     """Each with what to try, and a link to its figure where that one is drawn; empty where there is none."""
     names = set(drawn)
     return joined([_diagnosis(one, one.figure in names) for one in found])
