@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from commands import (
+    bands,
     export,
     extract_adapters,
     fresh_model,
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": lambda args: main_guard(lambda: sweep.main(args)),
     "trajectories": lambda args: main_guard(lambda: trajectories.main(args)),
     "study": lambda args: run_tool(study.main, args),
+    "bands": lambda args: run_tool(bands.main, args),
     "study_page": lambda args: run_tool(study_page.main, args),
     "writer": lambda args: run_tool(writer.main, args),
     "extract_adapters": lambda args: main_guard(lambda: extract_adapters.main(args)),
@@ -120,6 +122,7 @@ CASES = [
     ("trajectories", ["missing"], "required: --problem"),
     ("sweep", [], "required: --vary"),
     ("study", [], "study"),
+    ("bands", ["--study=nothing"], "no figures of 'nothing'"),
     ("study_page", ["--page=missing.md"], "missing.md"),
     ("writer", ["--backbone=/nowhere", "--out=x"], "/nowhere"),
     ("study", ["--studi=x"], "did you mean study?"),

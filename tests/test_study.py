@@ -16,7 +16,7 @@ from lightning_modules.parallel_tts_module import ParallelTTSModule
 from tests.test_comparison import BASE, OTHER, write
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDIES = sorted((ROOT / "configs" / "study").glob("*.yaml"))
+STUDIES = [path for folder in ("study", "published") for path in sorted((ROOT / "configs" / folder).glob("*-*.yaml"))]
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -28,8 +28,11 @@ def test_every_run_is_an_evaluation_with_options_that_exist(path):
     parser.add_class_arguments(RolloutDataModule, "data")
     steps = read_study(path)
     assert len({tuple(step.words) for step in steps}) == len({step.output for step in steps}) == len(steps)
-    for _, config, *given in (step.words for step in steps if step.is_evaluation):
-        options = parser.parse_args([f"--config={ROOT / config.removeprefix('--config=')}", *given])
+    for step in steps:
+        if not step.is_evaluation:
+            continue
+        given = [word.replace("--config=", f"--config={ROOT}/") for word in step.words[1:]]
+        options = parser.parse_args(given)
         scored = options.model.reward_model is not None
         make_aggregations(options.model.aggregations, scored)
         make_searches(options.model.search or [], scored)
