@@ -19,8 +19,9 @@ from typing import Any
 
 from benchmarks.common import arguments, show
 from latent_tts.aggregation import AGGREGATIONS
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, TokenSteps
-from latent_tts.evaluation.summary import EvaluationMetrics, choose
+from latent_tts.evaluation.summary import EvaluationMetrics
 
 QUESTION = (
     "A baker has 16 trays of 12 rolls. He sells three trays in the morning and eats four rolls. How many are left? "

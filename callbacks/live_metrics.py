@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.protocols import evaluation_module
 from callbacks.shared_counts import SharedCounts
 from latent_tts.evaluation.report.event_files import Margins, add_layout, tag_name
-from latent_tts.evaluation.summary import EvaluationMetrics
+from latent_tts.evaluation.summary import RunningMetrics
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 
@@ -81,7 +81,7 @@ class LiveMetrics(Callback):
                 self._add_chart(logger)
             logger.save()
 
-    def _scalars(self, metrics: EvaluationMetrics) -> dict[str, float]:
+    def _scalars(self, metrics: RunningMetrics) -> dict[str, float]:
         found = {"live/invalid_answer_rate": float(metrics.invalid.invalid / metrics.invalid.count)}
         for one, interval in metrics.so_far().items():
             found |= self._margins.scalars(tag_name(one), interval)

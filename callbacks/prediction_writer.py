@@ -78,8 +78,7 @@ class PredictionWriter(Callback):
         earlier = EarlierRecords(self.place, golds) if self.place.grows else None
         module.earlier = earlier
         self.finished = FinishedProblems(self.place.folder, golds, trainer.global_rank, trainer.world_size)
-        for record in self.finished.records_to_count():
-            module.metrics.update(record)
+        module.metrics.count_all(self.finished.records_to_count())
         trainer.strategy.barrier("what is on disk is read")  # before any rank changes it
         self.finished.bring_up_to_date()
         if module.evaluator.keep_latents:
@@ -103,8 +102,7 @@ class PredictionWriter(Callback):
         new = [record for record in records if record.problem_id not in self.finished]
         thought = {record.problem_id: module.evaluator.thought.get(record.problem_id) for record in new}
         self._append(new, {one: kept for one, kept in thought.items() if kept is not None}, trainer.global_rank)
-        for record in new:
-            module.metrics.update(record)
+        module.metrics.update(*new)
 
     def _open_latents(self, trainer: Trainer, module: ParallelTTSModule, earlier: Mapping[str, int]) -> None:
         """What is kept already, after what a kill has left without its record is cut out."""

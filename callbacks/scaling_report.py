@@ -1,4 +1,4 @@
-"""Turns the metrics of a finished run into metrics.json, report.md with figures, TensorBoard curves and tables on the console."""
+"""Sums up the records of a finished run: metrics.json, report.md with figures, TensorBoard curves and tables on the console."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from callbacks.logged_results import log_results
 from callbacks.protocols import evaluation_module
 from latent_tts.errors import UserError
 from latent_tts.evaluation import report
+from latent_tts.evaluation.prediction_files import prediction_files, read_records
 from latent_tts.evaluation.records import rounded
 from latent_tts.evaluation.remake import earlier_speed
 
@@ -20,7 +21,8 @@ from latent_tts.evaluation.remake import earlier_speed
 class ScalingReport(Callback):
     """Writes OUTPUT/metrics.json, report.md, figures/ and tensorboard/ when a run ends, and prints the tables.
 
-    All of them are functions of the metrics (the throughput aside), and are rewritten by every run that ends.
+    All of them are functions of the records on disk (the throughput aside), and are rewritten by every run that ends. Every rank
+    sums up its share of the records, whoever wrote them.
 
     Args:
         output: The run's folder.
@@ -35,7 +37,9 @@ class ScalingReport(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = evaluation_module(pl_module)
-        metrics = module.metrics.compute(module.device)
+        trainer.strategy.barrier("all records are in their place")
+        mine = read_records(prediction_files(self.output), trainer.global_rank, trainer.world_size)
+        metrics = module.empty_metrics().count_all(mine).compute(module.device)
         speed = trainer.strategy.reduce(
             torch.tensor(module.rollouts_per_second or 0.0, device=module.device), reduce_op="sum"
         )

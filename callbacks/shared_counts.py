@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
-from latent_tts.evaluation.summary import EvaluationMetrics
+from latent_tts.evaluation.summary import RunningMetrics
 
 _PARTS = ("accuracy", "coverage", "invalid", "count")
 
@@ -21,7 +21,7 @@ class SharedCounts:
     The sums of another rank are as old as its last `leave`. A single process shares with nobody.
     """
 
-    def leave(self, metrics: EvaluationMetrics, speeds: dict[str, float]) -> None:
+    def leave(self, metrics: RunningMetrics, speeds: dict[str, float]) -> None:
         """Puts this rank's sums where rank 0 finds them."""
         if not _together():
             return
@@ -31,9 +31,7 @@ class SharedCounts:
         store: Any = _get_default_store()  # its type knows no bytes, which it takes
         store.set(_key(torch.distributed.get_rank()), buffer.getvalue())
 
-    def gather(
-        self, metrics: EvaluationMetrics, speeds: dict[str, float]
-    ) -> tuple[EvaluationMetrics, dict[str, float]]:
+    def gather(self, metrics: RunningMetrics, speeds: dict[str, float]) -> tuple[RunningMetrics, dict[str, float]]:
         """This rank's metrics and speeds together with those that the other ranks have left."""
         if not _together():
             return metrics, speeds

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from callbacks.signals import STOP, requeue_signals
 from latent_tts.errors import RankDied, StoppedBySignal, UserError
@@ -29,7 +30,7 @@ def main_guard(run: Callable[[], object]) -> int:
     """
     write_in_any_encoding()
     try:
-        with STOP.listen():
+        with STOP.listen(), threads_without_room():
             STARTER.watch()
             run()
             STOP.release()  # asked to stop in its last moments: the work is done, and nobody is told that it was not
@@ -51,6 +52,29 @@ def main_guard(run: Callable[[], object]) -> int:
         report_error(f"cannot go on ({why}): make room or mend that, and the same command goes on", everywhere=True)
         return UserError.exit_code
     return 0
+
+
+@contextmanager
+def threads_without_room() -> Iterator[None]:
+    """What cannot be written by a thread, such as that of TensorBoard's files, ends the run with the sentence, not a traceback.
+
+    The thread's error reaches the run where it next asks the thread for something; where it never does, at its end.
+    """
+    before, failed = threading.excepthook, []
+
+    def hook(thread: threading.ExceptHookArgs) -> None:
+        if no_room(thread.exc_value) is None:
+            before(thread)
+        else:
+            failed.append(thread.exc_value)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+    if failed:
+        raise failed[0]
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from latent_tts.evaluation.evaluator import Evaluator
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import Settings, flatten
 from latent_tts.evaluation.strategies import Part, make_aggregations, make_searches, part_of
-from latent_tts.evaluation.summary import EvaluationMetrics
+from latent_tts.evaluation.summary import EvaluationMetrics, RunningMetrics
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel, load_reward_model
 from latent_tts.sampling import SAMPLERS, AnswerSampler, Sampler
@@ -38,7 +38,9 @@ class ParallelTTSModule(LightningModule):
     `predict_step` gives one record a problem, a line of `predictions/*.jsonl`: `latent_tts.evaluation.records.Record` says what
     it holds, and `latent_tts.evaluation.evaluator.Evaluator`, which a notebook can call as well, makes it.
 
-    The metrics count the records that the prediction writer hands them, so that a resumed run counts those on disk as well.
+    `metrics` is what is shown while a run goes on: the strategies at their full budget, over the records that the prediction
+    writer hands it, those on disk as well. Curves over k and all else are summed up at the end, by `empty_metrics`, so that none
+    of it stands between two batches.
 
     Args:
         backbone: Folder or hub id of the latent reasoning model (published layout).
@@ -124,9 +126,14 @@ class ParallelTTSModule(LightningModule):
         )
         self.earlier: Earlier | None = None
         self._names = [name if isinstance(name, str) else None for name in (backbone, reward_model, written)]
-        self.metrics = EvaluationMetrics(
-            num_rollouts, self.backbone.num_latents, parts, list(self.evaluator.searches), self.written is not None
-        )
+        shown, is_written = list(self.evaluator.searches), self.written is not None
+        self.metrics = RunningMetrics(num_rollouts, parts, shown, is_written, ks=[num_rollouts])
+
+    def empty_metrics(self) -> EvaluationMetrics:
+        """Metrics of this run's records that have counted nothing."""
+        evaluator, is_written = self.evaluator, self.written is not None
+        searches, num_latents = list(evaluator.searches), self.backbone.num_latents
+        return EvaluationMetrics(evaluator.num_rollouts, num_latents, evaluator.aggregations, searches, is_written)
 
     def settings(self) -> Settings:
         """Everything the records depend on, by option name; see `latent_tts.evaluation.run_folder`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from collections import Counter
 
 import numpy as np
@@ -65,6 +66,25 @@ def test_majority_voting_equals_the_mean_over_all_subsets(seed):
         expected = sum(map(shared_vote, subsets)) / len(subsets)
         value = MajorityVoting().expected_accuracy(answers, correct, None, None, [k])[0]
         assert value == pytest.approx(expected, abs=1e-12)
+
+
+def test_majority_voting_of_64_rollouts_is_exact_in_whole_numbers():
+    """Counts of k-subsets by the votes of the winner, of those it beats and of those that tie with it, in Python's integers."""
+    size, others, blanks = 19, [19, 14, 7], 5
+    for k in (2, 16, 33):
+        won = Fraction(0)
+        for j in range(1, min(size, k) + 1):
+            ways = {(0, d): math.comb(blanks, d) for d in range(k - j + 1)}  # by ties and rollouts drawn
+            for other in others:
+                drawn: dict[tuple[int, int], int] = {}
+                for (ties, d), number in ways.items():
+                    for m in range(min(other, j, k - j - d) + 1):
+                        place = (ties + (m == j), d + m)
+                        drawn[place] = drawn.get(place, 0) + number * math.comb(other, m)
+                ways = drawn
+            shares = (Fraction(number, ties + 1) for (ties, d), number in ways.items() if d == k - j)
+            won += math.comb(size, j) * sum(shares)
+        assert win_probability(size, others, blanks, k) == pytest.approx(float(won / math.comb(64, k)), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))

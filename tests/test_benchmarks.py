@@ -15,6 +15,7 @@ from benchmarks import (
     annotation,
     annotation_budget,
     latent_use,
+    overhead,
     precision,
     refill,
     reward_training,
@@ -105,9 +106,10 @@ FEW = "--templates 48 10 --problems 4"
         (precision, f"{FEW} --num-rollouts 2", ["float32", "bfloat16", "mixed"]),
         (sampler_sweep, f"{FEW} --num-rollouts 2 --sigma 1 --p 0.1", ["Deterministic()"]),
         (refill, "--problems 2 --num-rollouts 4 --width 64 --layers 1", [2]),
+        (overhead, "--num-rollouts 2 4 --problems 2 --batch-size 2", [2, 4]),
         (annotation_budget, f"{FEW} --sigma 2 --num-rollouts 8 --num-continuations 2 4", [8, 8]),
     ],
-    ids=["latent_use", "precision", "sampler_sweep", "refill", "annotation_budget"],
+    ids=["latent_use", "precision", "sampler_sweep", "refill", "overhead", "annotation_budget"],
 )
 def test_the_other_benchmarks_write_theirs(module, arguments, first_column, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -126,6 +128,7 @@ def test_every_benchmark_is_run_here():
         "sampler_sweep",
         "refill",
         "scaling",
+        "overhead",
     }
     assert {file.stem for file in (ROOT / "benchmarks").glob("*.py")} - tools == here | {"annotation_budget"}
 

@@ -10,9 +10,10 @@ from statistics import mean
 import pytest
 
 from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting, k_grid
+from latent_tts.evaluation.problem_values import choose, record_scores
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.strategies import of_search
-from latent_tts.evaluation.summary import EvaluationMetrics, choose, record_scores
+from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.search import ParticleFiltering
 from tests.records import SEARCH, make_record
 

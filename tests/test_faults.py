@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.folder_lock import LOCK_FILE, OneRunAtATime
@@ -149,6 +151,27 @@ def test_other_errors_keep_their_traceback():
     assert no_room(RuntimeError("no room at the inn")) is None
     with pytest.raises(FileNotFoundError):
         main_guard(lambda: Path("/none/of/these").read_text())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_a_writing_thread_finds_full_is_that_sentence_too(tmp_path, monkeypatch, capsys):
+    """TensorBoard writes its event files in a thread, whose error reaches the run with the next figure, or never."""
+
+    def fail(*args: Any) -> None:
+        raise FullError
+
+    def run(log_again: bool) -> None:
+        writer = EventFileWriter(str(tmp_path))
+        monkeypatch.setattr(writer._async_writer._writer, "write", fail)
+        writer.add_event(event_pb2.Event(step=1))
+        writer._async_writer._worker.join()
+        if log_again:
+            writer.add_event(event_pb2.Event(step=2))
+
+    for log_again in (True, False):
+        assert main_guard(lambda again=log_again: run(again)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: cannot go on (No space left on device)") and error.count("\n") == 1
 
 
 # Two runs in one folder -----------------------------------------------------------------------------------------------

@@ -115,9 +115,8 @@ def test_records_do_not_depend_on_the_batch(backbone, problems, batch_size):
 def test_records_of_every_kind_are_json_and_can_be_counted(tiny_backbone, problems, kind):
     module = make_module(tiny_backbone(kind, "llama", num_latents=3))
     records = module.predict_step(problems[:3])
-    for record in records:
-        module.metrics.update(Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))))
-    assert module.metrics.compute()["num_problems"] == 3
+    read = [Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) for record in records]
+    assert module.empty_metrics().count_all(read).compute()["num_problems"] == 3
 
 
 def test_sampling_without_noise_gives_the_greedy_answer_in_every_rollout(backbone, problems):
@@ -170,8 +169,7 @@ def test_searches_are_records_of_their_own_and_are_measured(backbone, problems, 
     records = module.predict_step(problems[:2])
     for record in records:
         assert set(record.search) == {"beam_search@2x2", "particle_filtering@4"}
-        module.metrics.update(record)
-    found = module.metrics.compute()
+    found = module.empty_metrics().count_all(records).compute()
     assert set(found["accuracy"]["beam_search"]) == {"2x2"} and set(found["token_steps"]["particle_filtering"]) == {"4"}
 
 
@@ -266,7 +264,7 @@ def test_a_number_that_is_lost_ends_its_rollout_and_the_problem_goes_on(backbone
     module = make_module(backbone, PoisonedNoise(0.4), **options)
     records = module.predict_step(problems)
     whole = make_module(backbone, **options).predict_step(problems)
-    lost = 0
+    lost, metrics = 0, module.empty_metrics()
     for record, other in zip(records, whole, strict=True):
         for rollout, sound in zip(record.rollouts, other.rollouts, strict=True):
             lost += not rollout.finite
@@ -276,6 +274,6 @@ def test_a_number_that_is_lost_ends_its_rollout_and_the_problem_goes_on(backbone
             else:
                 assert rollout.answer is None and not rollout.correct and rollout.step_scores == ()
         assert all(value is None or math.isfinite(value) for value in record.diversity)
-        module.metrics.update(Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))))
+        metrics.update(Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))))
     assert 0 < lost < 8 * len(problems)
-    assert module.metrics.compute()["nonfinite_rollouts"] == lost
+    assert metrics.compute()["nonfinite_rollouts"] == lost

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from latent_tts.aggregation import WeightedVoting
+from latent_tts.evaluation.problem_values import record_scores
 from latent_tts.evaluation.record_table import RecordTable, last_ranking, ranking, table_of
 from latent_tts.evaluation.report.figures import FIGURES, figures
 from latent_tts.evaluation.report.figures.reliability import calibration_error, score_bins
 from latent_tts.evaluation.report.figures.success import success_bins
-from latent_tts.evaluation.summary import record_scores
 from latent_tts.metrics.ratios import ratio_interval
 from tests.geometry import faults
 from tests.metrics_json import make_metrics_json

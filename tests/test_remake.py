@@ -14,10 +14,11 @@ from commands.report import main as report
 from latent_tts.aggregation import AGGREGATIONS, BestOfN, MajorityVoting
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_path
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.remake import remake_metrics
 from latent_tts.evaluation.run_folder import write_run
 from latent_tts.evaluation.strategies import Part, of_search, part_of
-from latent_tts.evaluation.summary import EvaluationMetrics, choose
+from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.search import BeamSearch
 from tests.records import SEARCH, make_record
 

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting, k_grid
 from latent_tts.evaluation import report
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.strategies import SINGLE, Strategy, of_aggregation, of_search
-from latent_tts.evaluation.summary import EvaluationMetrics, choose
+from latent_tts.evaluation.summary import EvaluationMetrics
 from latent_tts.search import BeamSearch, ParticleFiltering
 from tests.records import SEARCH, make_record
 

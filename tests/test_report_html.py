@@ -19,12 +19,12 @@ from latent_tts.aggregation import BestOfN, MajorityVoting
 from latent_tts.evaluation import report
 from latent_tts.evaluation.comparison import ComparedRun, Comparison
 from latent_tts.evaluation.problem_outcomes import FILTERS, ProblemOutcome, chosen_by
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.figures import COMPARISON_CAPTIONS
 from latent_tts.evaluation.report.html import comparison_html, html_parts
 from latent_tts.evaluation.report.html.markup import element
 from latent_tts.evaluation.report.html.payload import Payload
-from latent_tts.evaluation.summary import choose
 from latent_tts.metrics.intervals import Interval
 from tests.records import SEARCH, make_record
 from tests.test_report import EVALUATED, make_metrics

@@ -12,6 +12,7 @@ from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import (
     RecordWriter,
     cut_torn_line,
+    prediction_files,
     prediction_path,
     read_records,
     rewrite_records,
@@ -110,6 +111,18 @@ def test_every_record_is_counted_by_exactly_one_rank_of_any_world(tmp_path, worl
     counted = [record.problem_id for share in shares for record in share.records_to_count()]
     assert sorted(counted) == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
     assert all(share.ids == set(counted) and len(share) == 6 and "2-1" in share for share in shares)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 7])
+def test_every_record_is_summed_up_by_exactly_one_rank_and_a_torn_line_by_none(tmp_path, world_size):
+    for rank in range(2):
+        write(prediction_path(tmp_path, rank), [named(f"{rank}-{i}") for i in range(3 + rank)])
+        with prediction_path(tmp_path, rank).open("a") as file:
+            file.write('{"problem_id": "to')
+    files = prediction_files(tmp_path)
+    shares = [[one.problem_id for one in read_records(files, rank, world_size)] for rank in range(world_size)]
+    assert sorted(sum(shares, [])) == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2", "1-3"]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 2  # a file's last record more, at most
 
 
 def test_the_files_of_ranks_that_no_longer_exist_are_mended_too(tmp_path):

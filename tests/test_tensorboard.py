@@ -21,11 +21,12 @@ from callbacks.logged_results import log_results
 from latent_tts.aggregation import Aggregation, BestOfN, MajorityVoting
 from latent_tts.evaluation.clock import RolloutClock
 from latent_tts.evaluation.diagnoses import Diagnosis
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.examples import KINDS, Examples, kind_of
 from latent_tts.evaluation.report.tensorboard import SCORES, final_metrics, hyperparameters, write_tensorboard
 from latent_tts.evaluation.results import cell, results, strategies
-from latent_tts.evaluation.summary import EvaluationMetrics, choose
+from latent_tts.evaluation.summary import EvaluationMetrics
 from tests.records import SEARCH, make_record
 from tests.test_report import EVALUATED
 

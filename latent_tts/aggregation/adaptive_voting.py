@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 from torch import Tensor
@@ -56,14 +57,20 @@ class StoppingRule:
 
     def settled(self, answers: Sequence[float | None]) -> bool:
         """Whether these answers of a problem settle its vote."""
-        votes = Counter(answer_key(answer) for answer in answers if answer is not None)
-        leader, second = ([count for _, count in votes.most_common(2)] + [0, 0])[:2]
-        return probability_ahead(leader, second) >= self.confidence
+        return self._settled_by(Counter(answer_key(answer) for answer in answers if answer is not None))
 
     def stop(self, answers: Sequence[float | None]) -> int:
         """How many of the rollouts, in their order, are drawn: all where the vote is never settled."""
-        ends = range(self.portion, len(answers), self.portion)
-        return next((end for end in ends if self.settled(answers[:end])), len(answers))
+        votes: Counter[float] = Counter()
+        for end in range(self.portion, len(answers), self.portion):
+            votes.update(answer_key(answer) for answer in answers[end - self.portion : end] if answer is not None)
+            if self._settled_by(votes):
+                return end
+        return len(answers)
+
+    def _settled_by(self, votes: Counter[float]) -> bool:
+        leader, second = [*sorted(votes.values(), reverse=True), 0, 0][:2]
+        return probability_ahead(leader, second) >= self.confidence
 
 
 @dataclass(frozen=True)
@@ -95,14 +102,17 @@ class AdaptiveVoting(StoppingRule, Named):
     ) -> list[float]:
         """Whether the choice among the first k is right, for every k."""
         check_ks(ks, len(answers))
-        chosen = [self.choose(answers[:k]).index for k in ks]
+        stop = self.stop(answers)
+        chosen = [MajorityVoting().choose(answers[: min(k, stop)]).index for k in ks]
         return [float(index is not None and correct[index]) for index in chosen]
 
     def rollouts_spent(self, answers: Sequence[float | None], ks: Sequence[int]) -> list[float]:
         """The stop among the first k, for every k."""
-        return [float(self.stop(answers[:k])) for k in ks]
+        stop = self.stop(answers)
+        return [float(min(k, stop)) for k in ks]
 
 
+@lru_cache(maxsize=4096)
 def probability_ahead(leader: int, second: int) -> float:
     """P(p > 1/2) for p ~ Beta(leader + 1, second + 1), exactly, by the binomial sum.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
@@ -143,10 +144,10 @@ def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: St
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape != scores.shape:
         raise UserError(f"scores have shape {tuple(scores.shape)}, but their mask has shape {tuple(mask.shape)}")
-    if not torch.isfinite(scores[mask]).all():
+    scores = torch.where(mask, scores, 0.0)
+    if not torch.isfinite(scores).all():
         raise UserError("a step score is not finite: check the reward model for NaN or infinite outputs")
     count = mask.sum(-1)  # (..., N)
-    scores = torch.where(mask, scores, 0.0)
     if reduction == "min":
         reduced = torch.where(mask, scores, torch.inf).amin(-1)
     elif reduction == "last":
@@ -162,13 +163,27 @@ def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: St
 def rollout_scores(
     name: str, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None, reduction: StepReduction
 ) -> np.ndarray:
-    """Check the scores of one problem, (N, T), and reduce them to (N,) float64."""
+    """Check the scores of one problem, (N, T), and reduce them to (N,) float64, to be read only."""
     if scores is None:
         raise UserError(f"{name} needs step scores: give a reward model, or leave this aggregation out")
     if scores.ndim != 2 or scores.shape[0] != len(answers):
         needed = f"({len(answers)}, steps)"
         raise UserError(f"scores have shape {tuple(scores.shape)}: {len(answers)} rollouts need {needed}")
-    return reduce_step_scores(scores, mask, reduction).cpu().numpy()
+    wide, shape = scores.detach().cpu().double().numpy(), tuple(scores.shape)
+    exists = np.ones(shape, dtype=bool) if mask is None else mask.bool().cpu().numpy()
+    return _reduced(wide.tobytes(), shape, exists.tobytes(), exists.shape, reduction)
+
+
+@lru_cache(maxsize=8)  # every aggregation asks for those of a problem
+def _reduced(
+    scores: bytes, shape: tuple[int, ...], mask: bytes, mask_shape: tuple[int, ...], reduction: StepReduction
+) -> np.ndarray:
+    """`reduce_step_scores` of float64 scores and their mask by their content."""
+    wide = torch.from_numpy(np.frombuffer(bytearray(scores)).reshape(shape))
+    exists = torch.from_numpy(np.frombuffer(bytearray(mask), dtype=bool).reshape(mask_shape))
+    reduced = reduce_step_scores(wide, exists, reduction).numpy()
+    reduced.setflags(write=False)  # shared by all callers through the cache
+    return reduced
 
 
 def score_order(scores: np.ndarray) -> np.ndarray:
@@ -185,9 +200,18 @@ def answer_classes(answers: Sequence[float | None]) -> tuple[np.ndarray, list[fl
     """
     if not len(answers):
         raise UserError("there is no rollout to aggregate: use at least 1 rollout a problem")
+    classes, keys = _answer_classes(tuple(answers))
+    return classes, list(keys)
+
+
+@lru_cache(maxsize=8)  # every aggregation asks for those of a problem
+def _answer_classes(answers: tuple[float | None, ...]) -> tuple[np.ndarray, tuple[float, ...]]:
     numbers: dict[float, int] = {}
-    classes = [-1 if answer is None else numbers.setdefault(answer_key(answer), len(numbers)) for answer in answers]
-    return np.array(classes), list(numbers)
+    classes = np.array(
+        [-1 if answer is None else numbers.setdefault(answer_key(answer), len(numbers)) for answer in answers]
+    )
+    classes.setflags(write=False)  # shared by all callers through the cache
+    return classes, tuple(numbers)
 
 
 def class_credits(classes: np.ndarray, correct: Sequence[bool], num_classes: int) -> np.ndarray:

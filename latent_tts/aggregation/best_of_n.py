@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -73,11 +74,14 @@ class BestOfN(Named):
         return np.concatenate([order[~invalid], order[invalid]])
 
 
+@lru_cache(maxsize=256)
 def rank_probabilities(num_rollouts: int, k: int) -> np.ndarray:
-    """(N,): the chance that the rollout at rank r = 0..N-1 is the best of k drawn without replacement.
+    """(N,), to be read only: the chance that the rollout at rank r = 0..N-1 is the best of k drawn without replacement.
 
     From C(N-1-r, k-1) / C(N, k) by the ratio of neighbours, (N-k-r) / (N-1-r), starting at k / N: no large numbers.
     """
     rank = np.arange(num_rollouts - 1)
     ratio = np.clip(num_rollouts - k - rank, 0, None) / (num_rollouts - 1 - rank)
-    return k / num_rollouts * np.concatenate([[1.0], np.cumprod(ratio)])
+    chances = k / num_rollouts * np.concatenate([[1.0], np.cumprod(ratio)])
+    chances.setflags(write=False)  # shared by all callers through the cache
+    return chances

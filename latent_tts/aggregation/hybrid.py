@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -29,7 +30,7 @@ from latent_tts.aggregation.base import (
     rollout_scores,
     score_order,
 )
-from latent_tts.aggregation.subsets import MAX_LISTED, listed, subsets
+from latent_tts.aggregation.subsets import is_listed, listed, subsets
 from latent_tts.errors import UserError
 
 
@@ -122,15 +123,17 @@ def _quotas(num_voters: int, num_rollouts: int, k: int, keep: float) -> dict[int
     return {v: math.ceil(keep * v - 1e-9) for v in range(least, min(k, num_voters) + 1)}
 
 
+@lru_cache(maxsize=4096)
 def _fewer_when_kept(num_voters: int, num_rollouts: int, k: int, keep: float) -> bool:
     """Whether the k-subsets can be listed, and the sets that are kept of them are no more."""
     num_subsets = math.comb(num_rollouts, k)
     quotas = set(_quotas(num_voters, num_rollouts, k, keep).values())
-    return num_subsets <= MAX_LISTED and all(math.comb(num_voters, q) <= num_subsets for q in quotas)
+    return is_listed(num_rollouts, k) and all(math.comb(num_voters, q) <= num_subsets for q in quotas)
 
 
+@lru_cache(maxsize=4096)
 def _times_kept(num_voters: int, num_rollouts: int, k: int, keep: float) -> dict[int, np.ndarray]:
-    """By q, of how many k-subsets a set of q voters is kept whose worst is at each place: (V,)."""
+    """By q, of how many k-subsets a set of q voters is kept whose worst is at each place: (V,), to be read only."""
     times: dict[int, np.ndarray] = {}
     for v, q in _quotas(num_voters, num_rollouts, k, keep).items():
         rest = math.comb(num_rollouts - num_voters, k - v)

@@ -19,6 +19,7 @@ denominator, and no term overflows or cancels (all are positive).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -71,13 +72,13 @@ class MajorityVoting(Named):
         blanks = int((classes < 0).sum())
         accuracy = np.zeros(len(ks))
         for c in np.flatnonzero(credit):
-            others = np.sort(np.delete(sizes, c)).tolist()
+            others = np.delete(sizes, c).tolist()
             accuracy += credit[c] * np.array([win_probability(int(sizes[c]), others, blanks, k) for k in ks])
         shares: list[float] = accuracy.clip(0, 1).tolist()
         return shares
 
 
-def win_probability(size: int, others: list[int], blanks: int, k: int) -> float:
+def win_probability(size: int, others: Sequence[int], blanks: int, k: int) -> float:
     """Chance that a class of `size` rollouts wins the vote among k drawn without replacement, ties shared equally.
 
     Args:
@@ -86,47 +87,60 @@ def win_probability(size: int, others: list[int], blanks: int, k: int) -> float:
         blanks: rollouts that never vote.
         k: rollouts drawn, 1 <= k <= N = size + sum(others) + blanks.
     """
-    total = size + sum(others) + blanks
-    largest = max(others, default=0)
+    return _win_probability(size, tuple(sorted(Counter(others).items())), blanks, k)
+
+
+@lru_cache(maxsize=8192)  # problems with the same counts of votes are many: easy ones, and those with few rollouts
+def _win_probability(size: int, others: tuple[tuple[int, int], ...], blanks: int, k: int) -> float:
+    """`win_probability` by the sizes of the other classes, ascending, each with the number of classes that have it."""
+    total = size + sum(other * number for other, number in others) + blanks
+    largest = others[-1][0] if others else 0
     if k == total:
-        return 0.0 if largest > size else 1.0 / (1 + others.count(size))
-    mine = _binomial(size, k / total, k)
-    rest = _binomial(total - size, k / total, k)
+        return 0.0 if largest > size else 1.0 / (1 + dict(others).get(size, 0))
+    rate = k / total
+    mine = _binomial(size, rate, k)
+    rest = _binomial(total - size, rate, k)
     unreachable = np.arange(largest + 1, min(size, k) + 1)  # counts that no other class can tie
     won = float((mine[unreachable] * rest[k - unreachable]).sum())
-    won += _contested(mine, min(size, largest, k), others, blanks, k, k / total)
-    return won / float(_binomial(total, k / total, k)[k])
+    # every count has its place in `rest`: those of a chance that cannot be seen are left out, as those of `mine`
+    contested = np.arange(1, min(size, largest, k) + 1)
+    reached = contested[(mine[contested] > _NEGLIGIBLE) & (rest[k - contested] > _NEGLIGIBLE)]
+    if len(reached):
+        won += _contested(mine, reached, others, blanks, k, rate)
+    return won / float(_binomial(total, rate, k)[k])
 
 
-def _contested(mine: np.ndarray, top: int, others: list[int], blanks: int, k: int, rate: float) -> float:
-    """Probability of winning with a count of 1..top, where other classes can tie or win."""
-    if top < 1:
-        return 0.0
-    reached = [j for j in range(1, top + 1) if mine[j] > _NEGLIGIBLE]
-    if not reached:
-        return 0.0
-    counts, priorities, weights = _rows(reached, others, k)
-    first_row = np.searchsorted(counts, np.arange(top + 2))  # rows are sorted by count
-    product = np.broadcast_to(_binomial(blanks, rate, k), (len(counts), k + 1))  # (rows, degree)
-    for size in others:
-        terms = _binomial(size, rate, k)
-        longer = terms[0] * product
-        for m in range(1, min(size, reached[-1]) + 1):
-            if terms[m] < _NEGLIGIBLE:
-                continue
-            rows, tied = slice(first_row[m], None), first_row[m + 1] - first_row[m]
-            factors = np.full(len(counts) - first_row[m], terms[m])
-            factors[:tied] *= priorities[rows][:tied]  # rows with count m: a tie, lost with chance 1 - y
-            longer[rows, m:] += factors[:, None] * product[rows, : k + 1 - m]
-        product = longer
-    return float((weights * mine[counts] * product[np.arange(len(counts)), k - counts]).sum())
+def _contested(
+    mine: np.ndarray, reached: np.ndarray, others: tuple[tuple[int, int], ...], blanks: int, k: int, rate: float
+) -> float:
+    """Probability of winning with one of the counts, where other classes can tie or win.
+
+    The coefficient of x^(k-j) in the product of the other classes' polynomials is read off its values at the roots of unity,
+    as many as there are degrees that can be seen: the degrees of the product are no likelier than those of all others' votes.
+    """
+    counts, priorities, weights = _rows(reached.tolist(), others, k)
+    spread = sum(other * number for other, number in others) + blanks
+    seen = np.flatnonzero(_binomial(spread, rate, spread) > _NEGLIGIBLE)
+    period = int(seen[-1] - seen[0]) + 1
+    half = np.arange(period // 2 + 1)  # of real coefficients the other roots are conjugates
+    roots = np.exp(2j * np.pi / period * np.arange(period))
+    powers = roots[np.arange(counts[-1] + 1)[:, None] * half % period]  # (degrees, roots)
+    product = (1 - rate + rate * roots[half]) ** blanks  # (roots,), and from the first class on (rows, roots)
+    for size, number in others:
+        terms = _binomial(size, rate, int(counts[-1]))[:, None] * powers
+        below = np.cumsum(terms, axis=0)
+        # fewer votes than this class, or as many and lost with chance 1 - y
+        product = product * (below[counts - 1] + priorities[:, None] * terms[counts]) ** number
+    sides = np.where((half == 0) | (2 * half == period), 1.0, 2.0) / period
+    values = (product * roots[-(k - counts)[:, None] * half % period]).real * sides
+    return float((weights * mine[counts] * values.sum(1)).sum())
 
 
-def _rows(reached: list[int], others: list[int], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _rows(reached: list[int], others: tuple[tuple[int, int], ...], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One row for each count j, in ascending order, and each node y of its quadrature: (counts, priorities, weights)."""
     counts, priorities, weights = [], [], []
     for j in reached:
-        max_ties = min(sum(size >= j for size in others), (k - j) // j)
+        max_ties = min(sum(number for size, number in others if size >= j), (k - j) // j)
         nodes, node_weights = _gauss_legendre(max_ties // 2 + 1)
         counts.append(np.full(len(nodes), j))
         priorities.append(nodes)

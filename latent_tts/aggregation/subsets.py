@@ -24,18 +24,23 @@ def subsets(num_rollouts: int, ks: Sequence[int], rng_key: int) -> Iterator[np.n
     """
     order: np.ndarray | None = None
     for k in ks:
-        if math.comb(num_rollouts, k) <= MAX_LISTED:
+        if is_listed(num_rollouts, k):
             yield listed(num_rollouts, k)
         else:
-            order = _permutations(num_rollouts, rng_key) if order is None else order
+            order = permutations(num_rollouts, rng_key) if order is None else order
             yield np.sort(order[:, :k], axis=1)
+
+
+def is_listed(num_rollouts: int, k: int) -> bool:
+    """Whether all k-subsets are listed; else some are drawn."""
+    return math.comb(num_rollouts, k) <= MAX_LISTED
 
 
 @lru_cache(maxsize=32)
 def listed_members(num_rollouts: int, k: int) -> np.ndarray:
-    """`listed` as (S, N) float64 of 0 and 1: times weights (N, C) it gives their sums in every subset."""
-    members = np.zeros((math.comb(num_rollouts, k), num_rollouts))
-    np.put_along_axis(members, listed(num_rollouts, k), 1.0, axis=1)
+    """`listed` as (N, S) float64 of 0 and 1: weights (C, N) times it are their sums in every subset."""
+    members = np.zeros((num_rollouts, math.comb(num_rollouts, k)))
+    np.put_along_axis(members, listed(num_rollouts, k).T, 1.0, axis=0)
     members.setflags(write=False)
     return members
 
@@ -50,7 +55,12 @@ def listed(num_rollouts: int, k: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)  # the ks of a problem come one after the other
-def _permutations(num_rollouts: int, rng_key: int) -> np.ndarray:
-    """(NUM_DRAWN, N): each row a uniform permutation of the rollouts."""
+def permutations(num_rollouts: int, rng_key: int) -> np.ndarray:
+    """(NUM_DRAWN, N): each row a uniform permutation of the rollouts; to be read only."""
     draws = np.random.Philox(key=rng_key % 2**64).random_raw(NUM_DRAWN * num_rollouts)
-    return np.argsort(draws.reshape(NUM_DRAWN, num_rollouts), axis=1, kind="stable").astype(np.int32)
+    # a draw's lowest bits give way to its place: draws are then all different, and sorting them sorts the places
+    places = np.uint64(2 ** num_rollouts.bit_length() - 1)
+    placed = (draws.reshape(NUM_DRAWN, num_rollouts) & ~places) | np.arange(num_rollouts, dtype=np.uint64)
+    order = (np.sort(placed, axis=1) & places).astype(np.int32)
+    order.setflags(write=False)  # shared by all callers through the cache
+    return order

@@ -33,7 +33,7 @@ from latent_tts.aggregation.base import (
     class_credits,
     rollout_scores,
 )
-from latent_tts.aggregation.subsets import MAX_LISTED, listed_members, subsets
+from latent_tts.aggregation.subsets import is_listed, listed_members, permutations, subsets
 from latent_tts.errors import UserError
 
 Weighting = Literal["softmax", "sigmoid"]
@@ -97,9 +97,10 @@ class WeightedVoting(Named):
         if not credit.any():
             return [0.0] * len(ks)
         accuracy = []
-        for gathered in _gathered_in_subsets(classes, log_weights, len(keys), ks, rng_key):  # (S, C)
-            winners = (gathered >= gathered.max(1, keepdims=True) * (1 - TIE)) & (gathered > 0)
-            accuracy.append(float((winners @ credit / winners.sum(1).clip(1)).mean()))
+        for gathered in _gathered_in_subsets(classes, log_weights, len(keys), ks, rng_key):  # (C, S)
+            winners = (gathered >= gathered.max(0) * (1 - TIE)) & (gathered > 0)
+            worth = sum(credit[c] * winners[c] for c in np.flatnonzero(credit))  # (S,)
+            accuracy.append(float((worth / winners.sum(0).clip(1)).mean()))
         return accuracy
 
     def _log_weights(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
@@ -110,22 +111,39 @@ class WeightedVoting(Named):
 def _gathered_in_subsets(
     classes: np.ndarray, log_weights: np.ndarray, num_classes: int, ks: Sequence[int], rng_key: int
 ) -> Iterator[np.ndarray]:
-    """For every k the weights (S, C) of the answer classes in each subset, up to a factor a subset.
+    """For every k the weights (C, S) of the answer classes in each subset, up to a factor a subset.
 
-    Where subsets are listed, every voter has a score, and none is lost beside the largest, a product of matrices sums them all.
+    Where every voter has a score, and none is lost beside the largest, weights are made once for all subsets: a product of
+    matrices sums those that are listed, running sums along the permutations those that are drawn.
     """
     voters = np.flatnonzero(classes >= 0)
     voted = log_weights[voters]
-    weights = np.zeros((len(classes), num_classes))
-    is_plain = bool(np.isfinite(voted).all()) and np.ptp(voted) < _RANGE
-    if is_plain:
-        weights[voters, classes[voters]] = np.exp(voted - voted.max())
+    if not (np.isfinite(voted).all() and np.ptp(voted) < _RANGE):
+        for rows in subsets(len(classes), ks, rng_key):  # (S, k)
+            yield gathered_weights(classes[rows], log_weights[rows], num_classes).T
+        return
+    weights = np.zeros((num_classes, len(classes)))
+    weights[classes[voters], voters] = np.exp(voted - voted.max())
+    drawn = sorted({k for k in ks if not is_listed(len(classes), k)})
+    sums = dict(zip(drawn, _running_sums(classes, weights.sum(0), num_classes, drawn, rng_key), strict=True))
     for k in ks:
-        if is_plain and math.comb(len(classes), k) <= MAX_LISTED:
-            yield listed_members(len(classes), k) @ weights
-            continue
-        (rows,) = subsets(len(classes), [k], rng_key)  # (S, k)
-        yield gathered_weights(classes[rows], log_weights[rows], num_classes)
+        yield sums[k] if k in sums else weights @ listed_members(len(classes), k)
+
+
+def _running_sums(
+    classes: np.ndarray, weights: np.ndarray, num_classes: int, ks: Sequence[int], rng_key: int
+) -> np.ndarray:
+    """Weights (K, C, S) of the classes in the first k rollouts of each drawn permutation, for ascending ks."""
+    if not ks:
+        return np.zeros((0, num_classes, 0))
+    order = permutations(len(classes), rng_key)[:, : ks[-1]]  # (S, largest k)
+    num_drawn = len(order)
+    portion = np.searchsorted(ks, np.arange(ks[-1]), side="right")  # of each place: the first k that has it
+    rows = portion * num_classes + np.maximum(classes, 0)[order]  # the weight of what never votes is 0
+    cells = rows * num_drawn + np.arange(num_drawn)[:, None]
+    shape = (len(ks), num_classes, num_drawn)
+    summed = np.bincount(cells.ravel(), weights=weights[order].ravel(), minlength=math.prod(shape))
+    return summed.reshape(shape).cumsum(0)
 
 
 def gathered_weights(classes: np.ndarray, log_weights: np.ndarray, num_classes: int) -> np.ndarray:

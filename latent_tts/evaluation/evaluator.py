@@ -31,10 +31,10 @@ from latent_tts.evaluation.completion import (
 )
 from latent_tts.evaluation.controls import LatentControl
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.record_making import Drawn, make_record, search_records, written_record
 from latent_tts.evaluation.records import Record, SearchRecord
 from latent_tts.evaluation.strategies import make_aggregations, of_search
-from latent_tts.evaluation.summary import choose
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
 from latent_tts.sampling import Deterministic, PromptSharing

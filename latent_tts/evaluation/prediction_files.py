@@ -32,8 +32,13 @@ def prediction_files(output: Path) -> list[Path]:
     return sorted((output / PREDICTIONS).glob("rank-*.jsonl"))
 
 
-def read_records(paths: Iterable[Path]) -> Iterator[Record]:
+def read_records(paths: Iterable[Path], rank: int = 0, world_size: int = 1) -> Iterator[Record]:
     """The whole records of files, one at a time; a torn last line is passed over.
+
+    Args:
+        paths: The files.
+        rank: With `world_size`, takes a share of every file's records: each is in the share of one rank.
+        world_size: Number of shares.
 
     Raises:
         UserError: A line is no record, or is damaged and not the last one of its file.
@@ -41,6 +46,8 @@ def read_records(paths: Iterable[Path]) -> Iterator[Record]:
     for path in paths:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                if (number - 1) % world_size != rank:
+                    continue
                 try:
                     row = json.loads(line, parse_constant=_refuse_constant)
                 except (ValueError, RecursionError):

@@ -12,10 +12,11 @@ from latent_tts.aggregation import check_ks
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import prediction_files, read_records
+from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, Settings, read_run
 from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_search
-from latent_tts.evaluation.summary import EvaluationMetrics, choose
+from latent_tts.evaluation.summary import EvaluationMetrics
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,8 @@ class ReadRun:
         Raises:
             UserError: There is no record.
         """
-        metrics = self.empty_metrics()
-        for record in self.records():
-            if among is None or record.problem_id in among:
-                values = metrics.update(record)
-                if see is not None:
-                    see(record, values)
+        counted = (record for record in self.records() if among is None or record.problem_id in among)
+        metrics = self.empty_metrics().count_all(counted, see)
         if not metrics.num_problems:
             raise UserError(f"{self.folder} holds no record yet: let the evaluation run first.")
         found = metrics.compute()

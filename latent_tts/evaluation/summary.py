@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from hashlib import blake2b
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Self
 
 import torch
 import torch.distributed
@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, SumMetric
 
 from latent_tts.aggregation import Aggregation, MajorityVoting, k_grid
+from latent_tts.evaluation.problem_values import ROLLOUTS, accuracy_values, token_step_values
 from latent_tts.evaluation.records import Record, rounded
 from latent_tts.evaluation.strategies import (
     COVERAGE,
@@ -39,72 +40,82 @@ from latent_tts.metrics.problem_set import ProblemSetFingerprint
 BASELINE = MajorityVoting()
 """What other strategies are compared with, problem by problem."""
 
-ROLLOUTS = Strategy("rollouts", kind="coverage")
-"""The token steps of k rollouts before anything is done with them."""
+PORTION = 32
+"""Records that are summed up at a time."""
 
 
-def record_scores(record: Record) -> tuple[Tensor | None, Tensor | None]:
-    """Step scores (N, T) of a record, 0 where masked, and their mask; None where no reward model scored the rollouts."""
-    rows = [rollout.step_scores for rollout in record.rollouts if rollout.step_scores is not None]
-    if not rows:
-        return None, None
-    lengths = torch.tensor([len(row) for row in rows])
-    scores = torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.float64) for row in rows], batch_first=True)
-    return scores, torch.arange(scores.shape[1]) < lengths[:, None]
+class RunningMetrics:
+    """What is shown of a run while it goes on: accuracy of every strategy, coverage, and the rate of invalid answers.
 
+    States are torchmetrics of fixed size on the CPU, in exact sums or float64 whatever the model runs in.
 
-def choose(record: Record, aggregations: Sequence[Aggregation]) -> dict[str, float | None]:
-    """The answer of every aggregation for a record: its field `chosen`."""
-    answers = [rollout.answer for rollout in record.rollouts]
-    scores, mask = record_scores(record)
-    return {part.name: part.choose(answers, scores, mask).answer for part in aggregations}
-
-
-def accuracy_values(record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int]) -> dict[Strategy, float]:
-    """How good every strategy is on one problem: 0 or 1, or its expectation over the k-subsets of the rollouts."""
-    answers = [rollout.answer for rollout in record.rollouts]
-    correct = [rollout.correct for rollout in record.rollouts]
-    scores, mask = record_scores(record)
-    key = int.from_bytes(blake2b(record.problem_id.encode(), digest_size=7).digest(), "little")
-    values = {GREEDY: float(record.greedy.correct), SINGLE: sum(correct) / len(correct)}
-    if record.written is not None:
-        values[WRITTEN] = float(record.written.correct)
-    for part in aggregations:
-        expected = part.expected_accuracy(answers, correct, scores, mask, ks, key)
-        values |= {of_aggregation(part, k): value for k, value in zip(ks, expected, strict=True)}
-    return values
-
-
-def token_step_values(record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int]) -> dict[Strategy, float]:
-    """Compute of every strategy on one problem, in positions that went through a model; for k of N rollouts its expectation.
-
-    Strategies that need scores pay for the reward model's positions too.
+    Args:
+        num_rollouts: N.
+        aggregations: What is done with the N rollouts.
+        searches: The searches of each record.
+        written: Whether each record holds the answer of a model that reasons in writing.
+        ks: Numbers of rollouts at which curves are reported, up to N; None takes `k_grid`.
     """
-    steps, num_rollouts = record.token_steps, len(record.rollouts)
-    drawn = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in ks]
-    scored = [_cost_of_subset(steps.reward, steps.reward_shared, k / num_rollouts) for k in ks]
-    values = {GREEDY: float(steps.greedy)} | {ROLLOUTS.at(k): cost for k, cost in zip(ks, drawn, strict=True)}
-    if record.written is not None:
-        values[WRITTEN] = float(record.written.token_steps)
-    answers = [rollout.answer for rollout in record.rollouts]
-    for part in aggregations:
-        spent = part.rollouts_spent(answers, ks)
-        costs = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in spent]
-        if part.needs_scores:
-            costs = [a + b for a, b in zip(costs, scored, strict=True)]
-        values |= {of_aggregation(part, k): cost for k, cost in zip(ks, costs, strict=True)}
-    return values
+
+    def __init__(
+        self,
+        num_rollouts: int,
+        aggregations: Sequence[Aggregation],
+        searches: Sequence[Strategy] = (),
+        written: bool = False,
+        ks: Sequence[int] | None = None,
+    ) -> None:
+        self.num_rollouts, self.ks = num_rollouts, k_grid(num_rollouts) if ks is None else list(ks)
+        self.aggregations, self.searches = list(aggregations), list(searches)
+        self.answers = [GREEDY, WRITTEN] if written else [GREEDY]  # one answer a problem
+        self.curves = [of_aggregation(part, k) for part in aggregations for k in self.ks]
+        self.finals = [of_aggregation(part, num_rollouts) for part in aggregations]
+        self.coverage = Coverage(self.ks)
+        self.accuracy = Accuracy([*self.answers, SINGLE, *self.curves, *searches])
+        self.invalid, self.count = InvalidAnswerRate(), SumMetric()
+
+    @property
+    def num_problems(self) -> int:
+        """Problems this process has counted."""
+        return int(self.count.sum_value)
+
+    def update(self, *records: Record) -> list[dict[Strategy, float]]:
+        """Counts problems, which takes less time for several at once; how good every strategy is on each."""
+        if not records:
+            return []
+        accuracy = [self._accuracy(record) for record in records]
+        self.accuracy.update(_rows(accuracy, self.accuracy.columns))
+        self.coverage.update(torch.tensor([[one.correct for one in record.rollouts] for record in records]))
+        self.invalid.update([[one.answer for one in record.rollouts] for record in records])
+        self.count.update(len(records))
+        return accuracy
+
+    def count_all(
+        self, records: Iterable[Record], see: Callable[[Record, dict[Strategy, float]], None] | None = None
+    ) -> Self:
+        """Counts any number of records in memory for a few; `see` is handed each with how good every strategy is on it."""
+        remaining = iter(records)
+        while portion := list(islice(remaining, PORTION)):
+            for record, values in zip(portion, self.update(*portion), strict=True):
+                if see is not None:
+                    see(record, values)
+        return self
+
+    def so_far(self) -> dict[Strategy, Interval]:
+        """Accuracy of every strategy at its full budget, and coverage, over the problems of this process."""
+        found = self.accuracy.so_far()
+        shown = {one: found[one] for one in (*self.answers, SINGLE, *self.finals, *self.searches)}
+        return shown | {COVERAGE.at(self.num_rollouts): self.coverage.so_far()[self.num_rollouts]}
+
+    def _accuracy(self, record: Record) -> dict[Strategy, float]:
+        found = accuracy_values(record, self.aggregations, self.ks)
+        return found | {search: float(record.search[search.key].correct) for search in self.searches}
 
 
-def _cost_of_subset(total: int, shared: int, share: float) -> float:
-    """What is shared is paid once, of the rest the share of the rollouts."""
-    return shared + share * (total - shared)
-
-
-class EvaluationMetrics:
+class EvaluationMetrics(RunningMetrics):
     """Streams records into torchmetrics of fixed size and turns them into the content of metrics.json.
 
-    States live on the CPU in float64 whatever the model runs in; `compute` sums them over ranks on the device it is given.
+    `compute` sums the states over ranks on the device it is given.
 
     Args:
         num_rollouts: N.
@@ -124,53 +135,31 @@ class EvaluationMetrics:
         written: bool = False,
         ks: Sequence[int] | None = None,
     ) -> None:
-        self.num_rollouts, self.ks = num_rollouts, k_grid(num_rollouts) if ks is None else list(ks)
-        self.aggregations, self.searches = list(aggregations), list(searches)
-        self.answers = [GREEDY, WRITTEN] if written else [GREEDY]  # one answer a problem
-        curves = [of_aggregation(part, k) for part in aggregations for k in self.ks]
-        finals = [of_aggregation(part, num_rollouts) for part in aggregations]
+        super().__init__(num_rollouts, aggregations, searches, written, ks)
         self.baseline = of_aggregation(BASELINE, num_rollouts)
-        compared = [one for one in (*self.answers, SINGLE, *finals, *searches) if one != self.baseline]
-        self.coverage = Coverage(self.ks)
-        self.accuracy = Accuracy([*self.answers, SINGLE, *curves, *searches])
-        self.difference = PairedDifference(compared if self.baseline in finals else [])
-        self.token_steps = MeanCost([*self.answers, *(ROLLOUTS.at(k) for k in self.ks), *curves, *searches])
-        self.diversity = Diversity(num_latents)
-        self.invalid, self.problems = InvalidAnswerRate(), ProblemSetFingerprint()
-        self.count, self.nonfinite = SumMetric(), SumMetric()
+        compared = [one for one in (*self.answers, SINGLE, *self.finals, *searches) if one != self.baseline]
+        self.difference = PairedDifference(compared if self.baseline in self.finals else [])
+        self.token_steps = MeanCost([*self.answers, *(ROLLOUTS.at(k) for k in self.ks), *self.curves, *searches])
+        self.diversity, self.problems = Diversity(num_latents), ProblemSetFingerprint()
+        self.nonfinite = SumMetric()
 
-    @property
-    def num_problems(self) -> int:
-        """Problems this process has counted."""
-        return int(self.count.sum_value)
-
-    def update(self, record: Record) -> dict[Strategy, float]:
-        """Counts one problem; how good every strategy is on it."""
-        accuracy = accuracy_values(record, self.aggregations, self.ks)
-        cost = token_step_values(record, self.aggregations, self.ks)
-        for search in self.searches:
-            found = record.search[search.key]
-            accuracy[search], cost[search] = float(found.correct), float(found.token_steps)
-        self.coverage.update(torch.tensor([[rollout.correct for rollout in record.rollouts]]))
-        self.accuracy.update(_row(accuracy, self.accuracy.columns))
+    def update(self, *records: Record) -> list[dict[Strategy, float]]:
+        """See `RunningMetrics.update`."""
+        accuracy = super().update(*records)
+        if not accuracy:
+            return accuracy
         if self.difference.columns:
-            baseline = torch.tensor([accuracy[self.baseline]], dtype=torch.float64)
-            self.difference.update(_row(accuracy, self.difference.columns), baseline)
-        self.token_steps.update(_row(cost, self.token_steps.columns))
-        per_step = [math.nan if value is None else value for value in record.diversity]
-        self.diversity.update(torch.tensor([per_step], dtype=torch.float64))
-        self.invalid.update([[rollout.answer for rollout in record.rollouts]])
-        self.problems.update(record.problem_id, record.question, record.gold)
-        self.count.update(1)
-        self.nonfinite.update(sum(not rollout.finite for rollout in record.rollouts))
+            (baseline,) = _rows(accuracy, [self.baseline]).T
+            self.difference.update(_rows(accuracy, self.difference.columns), baseline)
+        self.token_steps.update(_rows([self._cost(record) for record in records], self.token_steps.columns))
+        self.diversity.update(_diversities(records))
+        self.problems.update((record.problem_id, record.question, record.gold) for record in records)
+        self.nonfinite.update(sum(not one.finite for record in records for one in record.rollouts))
         return accuracy
 
-    def so_far(self) -> dict[Strategy, Interval]:
-        """Accuracy of every strategy at its full budget, and coverage, over the problems of this process."""
-        found = self.accuracy.so_far()
-        finals = [of_aggregation(part, self.num_rollouts) for part in self.aggregations]
-        shown = {one: found[one] for one in (*self.answers, SINGLE, *finals, *self.searches)}
-        return shown | {COVERAGE.at(self.num_rollouts): self.coverage.so_far()[self.num_rollouts]}
+    def _cost(self, record: Record) -> dict[Strategy, float]:
+        found = token_step_values(record, self.aggregations, self.ks)
+        return found | {search: float(record.search[search.key].token_steps) for search in self.searches}
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The content of metrics.json but for the throughput, summed over ranks; a collective where there are several."""
@@ -211,7 +200,7 @@ class EvaluationMetrics:
 
     def _head_room(self, accuracy: dict[Strategy, Interval], coverage: float) -> dict[str, float | None]:
         """Of aggregations over all rollouts by method, of searches by key."""
-        finals = {part.name: of_aggregation(part, self.num_rollouts) for part in self.aggregations}
+        finals = dict(zip((part.name for part in self.aggregations), self.finals, strict=True))
         single = accuracy[SINGLE].mean
         return {
             key: head_room_recovered(accuracy[one].mean, single, coverage)
@@ -219,8 +208,16 @@ class EvaluationMetrics:
         }
 
 
-def _row(values: dict[Strategy, float], columns: Sequence[Strategy]) -> Tensor:
-    return torch.tensor([[values[column] for column in columns]], dtype=torch.float64)  # (1, K)
+def _diversities(records: Sequence[Record]) -> Tensor:
+    """(P, T), NaN where a step counts nothing."""
+    longest = max(len(record.diversity) for record in records)
+    filled = [[*record.diversity, *[None] * (longest - len(record.diversity))] for record in records]
+    rows = [[math.nan if value is None else value for value in row] for row in filled]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _rows(values: Sequence[dict[Strategy, float]], columns: Sequence[Strategy]) -> Tensor:
+    return torch.tensor([[row[column] for column in columns] for row in values], dtype=torch.float64)  # (P, K)
 
 
 def _nested(values: Iterable[tuple[Strategy, float]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import torch
@@ -29,9 +30,10 @@ class ProblemSetFingerprint(Metric):
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")  # wraps
 
-    def update(self, problem_id: str, question: str, gold: float) -> None:
-        """Adds a problem."""
-        self.total += _fingerprint_update(problem_id, question, gold)
+    def update(self, problems: Iterable[tuple[str, str, float]]) -> None:
+        """Adds problems, each as id, question and gold answer."""
+        added = sum(_fingerprint_update(*problem) for problem in problems)
+        self.total += (added + 2**63) % 2**64 - 2**63
 
     def compute(self) -> str:
         """The fingerprint."""
