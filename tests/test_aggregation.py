@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from fractions import Fraction
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
