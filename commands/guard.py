@@ -60,10 +60,10 @@ def threads_without_room() -> Iterator[None]:
 
     The thread's error reaches the run where it next asks the thread for something; where it never does, at its end.
     """
-    before, failed = threading.excepthook, []
+    before, failed = threading.excepthook, list[BaseException]()
 
     def hook(thread: threading.ExceptHookArgs) -> None:
-        if no_room(thread.exc_value) is None:
+        if thread.exc_value is None or no_room(thread.exc_value) is None:
             before(thread)
         else:
             failed.append(thread.exc_value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,7 +170,7 @@ def test_a_disk_that_a_writing_thread_finds_full_is_that_sentence_too(tmp_path, 
             writer.add_event(event_pb2.Event(step=2))
 
     for log_again in (True, False):
-        assert main_guard(lambda again=log_again: run(again)) == 2
+        assert main_guard(partial(run, log_again)) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: cannot go on (No space left on device)") and error.count("\n") == 1
 

@@ -112,8 +112,10 @@ def _exact_accuracy(voters: np.ndarray, num_rollouts: int, k: int, keep: float, 
     for q, count in times.items():
         places = listed(len(voters), q)  # (S, q)
         kept = voters[places]
-        winner, _ = vote_among_best(kept, 1.0, len(credit) - 1)
-        total += float(credit[kept[np.arange(len(kept)), winner]] @ count[places[:, -1]])
+        cells = np.arange(len(kept))[:, None] * len(credit) + kept
+        votes = np.bincount(cells.ravel(), minlength=len(kept) * len(credit))[cells]  # (S, q) of each one's class
+        winner = votes.argmax(1)  # the best-ranked among the most voted
+        total += float((credit[kept[np.arange(len(kept)), winner]] * count[places[:, -1]]).sum())
     return total / math.comb(num_rollouts, k)
 
 

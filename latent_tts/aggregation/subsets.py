@@ -37,12 +37,18 @@ def is_listed(num_rollouts: int, k: int) -> bool:
 
 
 @lru_cache(maxsize=32)
-def listed_members(num_rollouts: int, k: int) -> np.ndarray:
-    """`listed` as (N, S) float64 of 0 and 1: weights (C, N) times it are their sums in every subset."""
-    members = np.zeros((num_rollouts, math.comb(num_rollouts, k)))
-    np.put_along_axis(members, listed(num_rollouts, k).T, 1.0, axis=0)
-    members.setflags(write=False)
-    return members
+def listed_members(num_rollouts: int, ks: tuple[int, ...]) -> tuple[np.ndarray, list[int]]:
+    """`listed` of every k, one after the other, as (N, S) float64 of 0 and 1, and where each k ends; to be read only.
+
+    Weights (C, N) times it are their sums in every subset.
+    """
+    subsets_of_k = [listed(num_rollouts, k) for k in ks]
+    members = [np.zeros((num_rollouts, len(rows))) for rows in subsets_of_k]
+    for one, rows in zip(members, subsets_of_k, strict=True):
+        np.put_along_axis(one, rows.T, 1.0, axis=0)
+    joined = np.concatenate(members, axis=1)
+    joined.setflags(write=False)
+    return joined, np.cumsum([len(rows) for rows in subsets_of_k]).tolist()
 
 
 @lru_cache(maxsize=64)

@@ -17,8 +17,9 @@ Ties (weights equal to 1e-9): as in majority voting, `choose` takes the answer o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
@@ -96,46 +97,57 @@ class WeightedVoting(Named):
         log_weights = self._log_weights(answers, scores, mask)
         if not credit.any():
             return [0.0] * len(ks)
-        accuracy = []
-        for gathered in _gathered_in_subsets(classes, log_weights, len(keys), ks, rng_key):  # (C, S)
-            winners = (gathered >= gathered.max(0) * (1 - TIE)) & (gathered > 0)
-            worth = sum(credit[c] * winners[c] for c in np.flatnonzero(credit))  # (S,)
-            accuracy.append(float((worth / winners.sum(0).clip(1)).mean()))
-        return accuracy
+        gathered, ends = _gathered_in_subsets(classes, log_weights, len(keys), ks, rng_key)
+        shares = _shares_of_credit(gathered, credit)
+        return [float(shares[first:end].mean()) for first, end in pairwise((0, *ends))]
 
     def _log_weights(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
         scaled = rollout_scores(self.name, answers, scores, mask, self.reduction) / self.temperature
         return scaled if self.weighting == "softmax" else -np.logaddexp(0.0, -scaled)  # log sigmoid
 
 
+def _shares_of_credit(gathered: np.ndarray, credit: np.ndarray) -> np.ndarray:
+    """What the choice from each subset is worth (S,): the mean credit (C,) of the classes that gathered the most (C, S)."""
+    most = gathered.max(0)
+    winners = gathered >= most * (1 - TIE)
+    worth = np.zeros(len(most))
+    for c in np.flatnonzero(credit):
+        worth += credit[c] * winners[c]
+    worth[most == 0] = 0.0  # subsets without a voter
+    shares: np.ndarray = worth / winners.view(np.int8).sum(0, dtype=np.int16)
+    return shares
+
+
 def _gathered_in_subsets(
     classes: np.ndarray, log_weights: np.ndarray, num_classes: int, ks: Sequence[int], rng_key: int
-) -> Iterator[np.ndarray]:
-    """For every k the weights (C, S) of the answer classes in each subset, up to a factor a subset.
+) -> tuple[np.ndarray, list[int]]:
+    """The weights (C, S) of the answer classes in the subsets of every k, one k after the other, and where each k ends.
 
-    Where every voter has a score, and none is lost beside the largest, weights are made once for all subsets: a product of
-    matrices sums those that are listed, running sums along the permutations those that are drawn.
+    Weights are up to a factor a subset. Where every voter has a score, and none is lost beside the largest, they are made once
+    for all subsets: a product of matrices sums those that are listed, running sums along the permutations those that are drawn.
     """
     voters = np.flatnonzero(classes >= 0)
     voted = log_weights[voters]
+    parts: list[np.ndarray]
     if not (np.isfinite(voted).all() and np.ptp(voted) < _RANGE):
-        for rows in subsets(len(classes), ks, rng_key):  # (S, k)
-            yield gathered_weights(classes[rows], log_weights[rows], num_classes).T
-        return
-    weights = np.zeros((num_classes, len(classes)))
-    weights[classes[voters], voters] = np.exp(voted - voted.max())
-    drawn = sorted({k for k in ks if not is_listed(len(classes), k)})
-    sums = dict(zip(drawn, _running_sums(classes, weights.sum(0), num_classes, drawn, rng_key), strict=True))
-    for k in ks:
-        yield sums[k] if k in sums else weights @ listed_members(len(classes), k)
+        rows = subsets(len(classes), ks, rng_key)  # (S, k) for every k
+        parts = [gathered_weights(classes[one], log_weights[one], num_classes).T for one in rows]
+    else:
+        weights = np.zeros((num_classes, len(classes)))
+        weights[classes[voters], voters] = np.exp(voted - voted.max())
+        if all(is_listed(len(classes), k) for k in ks):
+            members, ends = listed_members(len(classes), tuple(ks))
+            return weights @ members, ends
+        drawn = sorted({k for k in ks if not is_listed(len(classes), k)})
+        sums = dict(zip(drawn, _running_sums(classes, weights.sum(0), num_classes, drawn, rng_key), strict=True))
+        parts = [sums[k] if k in sums else weights @ listed_members(len(classes), (k,))[0] for k in ks]
+    return np.concatenate(parts, axis=1), np.cumsum([part.shape[1] for part in parts]).tolist()
 
 
 def _running_sums(
     classes: np.ndarray, weights: np.ndarray, num_classes: int, ks: Sequence[int], rng_key: int
 ) -> np.ndarray:
     """Weights (K, C, S) of the classes in the first k rollouts of each drawn permutation, for ascending ks."""
-    if not ks:
-        return np.zeros((0, num_classes, 0))
     order = permutations(len(classes), rng_key)[:, : ks[-1]]  # (S, largest k)
     num_drawn = len(order)
     portion = np.searchsorted(ks, np.arange(ks[-1]), side="right")  # of each place: the first k that has it

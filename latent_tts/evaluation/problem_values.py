@@ -37,8 +37,18 @@ def choose(record: Record, aggregations: Sequence[Aggregation]) -> dict[str, flo
     return {part.name: part.choose(answers, scores, mask).answer for part in aggregations}
 
 
-def accuracy_values(record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int]) -> dict[Strategy, float]:
-    """How good every strategy is on one problem: 0 or 1, or its expectation over the k-subsets of the rollouts."""
+def curves_of(aggregations: Sequence[Aggregation], ks: Sequence[int]) -> list[Strategy]:
+    """Every aggregation at every k."""
+    return [of_aggregation(part, k) for part in aggregations for k in ks]
+
+
+def accuracy_values(
+    record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int], curves: Sequence[Strategy]
+) -> dict[Strategy, float]:
+    """How good every strategy is on one problem: 0 or 1, or its expectation over the k-subsets of the rollouts.
+
+    `curves` is what `curves_of` gives, made once for all records.
+    """
     answers = [rollout.answer for rollout in record.rollouts]
     correct = [rollout.correct for rollout in record.rollouts]
     scores, mask = record_scores(record)
@@ -46,13 +56,14 @@ def accuracy_values(record: Record, aggregations: Sequence[Aggregation], ks: Seq
     values = {GREEDY: float(record.greedy.correct), SINGLE: sum(correct) / len(correct)}
     if record.written is not None:
         values[WRITTEN] = float(record.written.correct)
-    for part in aggregations:
-        expected = part.expected_accuracy(answers, correct, scores, mask, ks, key)
-        values |= {of_aggregation(part, k): value for k, value in zip(ks, expected, strict=True)}
+    expected = [part.expected_accuracy(answers, correct, scores, mask, ks, key) for part in aggregations]
+    values.update(zip(curves, chain.from_iterable(expected), strict=True))
     return values
 
 
-def token_step_values(record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int]) -> dict[Strategy, float]:
+def token_step_values(
+    record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int], curves: Sequence[Strategy]
+) -> dict[Strategy, float]:
     """Compute of every strategy on one problem, in positions that went through a model; for k of N rollouts its expectation.
 
     Strategies that need scores pay for the reward model's positions too.
@@ -63,13 +74,12 @@ def token_step_values(record: Record, aggregations: Sequence[Aggregation], ks: S
     values = {GREEDY: float(steps.greedy)} | {ROLLOUTS.at(k): cost for k, cost in zip(ks, drawn, strict=True)}
     if record.written is not None:
         values[WRITTEN] = float(record.written.token_steps)
-    answers = [rollout.answer for rollout in record.rollouts]
+    answers, costs = [rollout.answer for rollout in record.rollouts], list[float]()
     for part in aggregations:
         spent = part.rollouts_spent(answers, ks)
-        costs = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in spent]
-        if part.needs_scores:
-            costs = [a + b for a, b in zip(costs, scored, strict=True)]
-        values |= {of_aggregation(part, k): cost for k, cost in zip(ks, costs, strict=True)}
+        drawn = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in spent]
+        costs += [a + b for a, b in zip(drawn, scored, strict=True)] if part.needs_scores else drawn
+    values.update(zip(curves, costs, strict=True))
     return values
 
 

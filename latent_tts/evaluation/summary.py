@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, SumMetric
 
 from latent_tts.aggregation import Aggregation, MajorityVoting, k_grid
-from latent_tts.evaluation.problem_values import ROLLOUTS, accuracy_values, token_step_values
+from latent_tts.evaluation.problem_values import ROLLOUTS, accuracy_values, curves_of, token_step_values
 from latent_tts.evaluation.records import Record, rounded
 from latent_tts.evaluation.strategies import (
     COVERAGE,
@@ -68,7 +68,7 @@ class RunningMetrics:
         self.num_rollouts, self.ks = num_rollouts, k_grid(num_rollouts) if ks is None else list(ks)
         self.aggregations, self.searches = list(aggregations), list(searches)
         self.answers = [GREEDY, WRITTEN] if written else [GREEDY]  # one answer a problem
-        self.curves = [of_aggregation(part, k) for part in aggregations for k in self.ks]
+        self.curves = curves_of(self.aggregations, self.ks)
         self.finals = [of_aggregation(part, num_rollouts) for part in aggregations]
         self.coverage = Coverage(self.ks)
         self.accuracy = Accuracy([*self.answers, SINGLE, *self.curves, *searches])
@@ -108,7 +108,7 @@ class RunningMetrics:
         return shown | {COVERAGE.at(self.num_rollouts): self.coverage.so_far()[self.num_rollouts]}
 
     def _accuracy(self, record: Record) -> dict[Strategy, float]:
-        found = accuracy_values(record, self.aggregations, self.ks)
+        found = accuracy_values(record, self.aggregations, self.ks, self.curves)
         return found | {search: float(record.search[search.key].correct) for search in self.searches}
 
 
@@ -158,7 +158,7 @@ class EvaluationMetrics(RunningMetrics):
         return accuracy
 
     def _cost(self, record: Record) -> dict[Strategy, float]:
-        found = token_step_values(record, self.aggregations, self.ks)
+        found = token_step_values(record, self.aggregations, self.ks, self.curves)
         return found | {search: float(record.search[search.key].token_steps) for search in self.searches}
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Any]:
