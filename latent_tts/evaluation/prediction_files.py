@@ -53,7 +53,7 @@ def read_records(paths: Iterable[Path], rank: int = 0, world_size: int = 1) -> I
                 except (ValueError, RecursionError):
                     if file.read(1):
                         raise _unreadable(path, number, "is damaged") from None
-                    return
+                    break
                 yield _record(row, path, number)
 
 
