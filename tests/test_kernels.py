@@ -52,11 +52,19 @@ def unit(dtype: torch.dtype) -> float:
 
 # Products -----------------------------------------------------------------------------------------------------------------
 
-SHAPES = [(32, 16), (32, 48), (96, 112), (288, 64), (1056, 80)]  # inputs, outputs: narrow last panels, several depths
+SHAPES = [
+    (32, 16),
+    (32, 48),
+    (96, 112),
+    (288, 64),
+    (1056, 80),
+    (96, 1),
+    (288, 67),
+]  # inputs, outputs: narrow last panels, several depths, parts of vectors
 
 
-def needs(dtype: torch.dtype, num_inputs: int = 32, num_outputs: int = 16) -> None:
-    if not products.suits(torch.zeros(1, num_inputs, dtype=dtype), num_inputs, num_outputs):
+def needs(dtype: torch.dtype, num_inputs: int = 32) -> None:
+    if not products.suits(torch.zeros(1, num_inputs, dtype=dtype), num_inputs):
         pytest.skip("these products have no kernel on this processor")
 
 
@@ -76,28 +84,28 @@ def test_products_equal_those_in_float64_for_every_number_of_rows(dtype, shape, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_rows_product_depends_on_neither_the_other_rows_nor_the_threads(dtype, instructions, threads):
+@pytest.mark.parametrize("outputs", [112, 1])
+def test_a_rows_product_depends_on_neither_the_other_rows_nor_the_threads(dtype, outputs, instructions, threads):
     needs(dtype)
-    x, bias = random(70, 288, dtype=dtype, seed=3), random(112, dtype=dtype, seed=4)
-    panels = products.pack(random(288, 112, dtype=dtype, seed=5))
-    whole = products.product(x, panels, bias, 112)
+    x, bias = random(70, 288, dtype=dtype, seed=3), random(outputs, dtype=dtype, seed=4)
+    panels = products.pack(random(288, outputs, dtype=dtype, seed=5))
+    whole = products.product(x, panels, bias, outputs)
     for count in (1, 2, 3):
         threads(count)
         for first, last in ((0, 1), (0, 70), (3, 4), (7, 30), (11, 69), (69, 70)):
-            assert torch.equal(products.product(x[first:last], panels, bias, 112), whole[first:last])
+            assert torch.equal(products.product(x[first:last], panels, bias, outputs), whole[first:last])
 
 
 def test_what_the_kernels_cannot_multiply_is_left_to_torch():
-    assert products.suits(torch.zeros(2, 8), 8, 32)
-    assert not products.suits(torch.zeros(2, 8), 8, 33)
-    assert not products.suits(torch.zeros(0, 8), 8, 32)
-    assert not products.suits(torch.zeros(2, 8, dtype=torch.float64), 8, 32)
-    assert not products.suits(torch.zeros(2, 8, dtype=torch.bfloat16), 8, 32)  # tiles take 32 inputs at a time
-    assert not products.suits(torch.zeros(2, 8, device="meta"), 8, 32)
+    assert products.suits(torch.zeros(2, 8), 8)
+    assert not products.suits(torch.zeros(0, 8), 8)
+    assert not products.suits(torch.zeros(2, 8, dtype=torch.float64), 8)
+    assert not products.suits(torch.zeros(2, 8, dtype=torch.bfloat16), 8)  # tiles take 32 inputs at a time
+    assert not products.suits(torch.zeros(2, 8, device="meta"), 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not products.suits(torch.zeros(2, 8), 8, 32)
+        assert not products.suits(torch.zeros(2, 8), 8)
     with torch.inference_mode(False), torch.enable_grad():
-        assert not products.suits(torch.zeros(2, 8), 8, 32)
+        assert not products.suits(torch.zeros(2, 8), 8)
 
 
 # Activations ---------------------------------------------------------------------------------------------------------------
@@ -298,7 +306,7 @@ def test_a_machine_without_a_working_compiler_computes_by_torch_and_says_so_once
     assert library.kernels() is None and library.kernels() is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no-such-compiler" in caplog.text
-    assert not products.suits(torch.zeros(2, 8), 8, 32)
+    assert not products.suits(torch.zeros(2, 8), 8)
     assert not attention.suits(torch.zeros(1, 1, 2, 16))
     x = random(5)
     assert torch.equal(elementwise.SiLU()(x), nn.functional.silu(x))

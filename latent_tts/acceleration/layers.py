@@ -67,7 +67,7 @@ class PackedWeights(nn.Module):
         """The layer's output (..., N); None where the kernels can't give it, and then the weights are as they were."""
         inputs, outputs = self.matrix_shape()
         fixed = self.may_pack and not self.weight.requires_grad and x.dtype == self.weight.dtype
-        if not (fixed and products.suits(x, inputs, outputs)):
+        if not (fixed and products.suits(x, inputs)):
             self.unpack()
             return None
         if not self.packed:

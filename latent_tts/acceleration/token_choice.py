@@ -32,7 +32,6 @@ from latent_tts.acceleration.layers import has_bfloat16_units
 T = TypeVar("T")
 
 ROWS_AT_A_TIME = 256  # rows scored at a time, which bounds the memory of the scores
-_PANEL = 16  # tokens whose number the kernels take a multiple of
 _BLOCK = 64  # tokens whose maximum is taken first
 _MIN_WEIGHTS = 1 << 22  # a smaller matrix is not screened, but packed, which is a copy of it
 _MAX_CANDIDATES = 128  # of a row; one with more is scored the plain way
@@ -113,13 +112,10 @@ class Vocabulary:
 
     def _packed(self, hidden: Tensor, table: Tensor) -> Tensor | None:
         """Rows (R, D) times a matrix (V, D) by the kernels; None where there are none for it."""
-        size = -(-len(table) // _PANEL) * _PANEL
-        if not products.suits(hidden, table.shape[1], size):
+        if not products.suits(hidden, table.shape[1]):
             return None
-        panels = self._panels.of(
-            table, lambda: products.pack(nn.functional.pad(table.detach(), (0, 0, 0, size - len(table))).t())
-        )
-        return products.product(hidden, panels, None, size)[:, : len(table)]
+        panels = self._panels.of(table, lambda: products.pack(table.detach().t()))
+        return products.product(hidden, panels, None, len(table))
 
 
 def _is_fixed_matrix(hidden: Tensor, output: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_tts.acceleration.kernels import library
 
@@ -14,32 +14,32 @@ _TILE = 32  # columns of a panel in bfloat16, and values of k in a tile
 _PAIRS = 16  # of k in a tile; as many columns has a block
 
 
-def suits(x: Tensor, num_inputs: int, num_outputs: int) -> bool:
+def suits(x: Tensor, num_inputs: int) -> bool:
     """Whether rows x (..., K) can be multiplied with packed weights (K, N) of the same type, here and now."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.numel() == 0:
         return False
     kernels = library.kernels()
     if kernels is None:
         return False
-    if x.dtype == torch.float32:
-        return num_outputs % kernels.lanes == 0
-    return x.dtype == torch.bfloat16 and kernels.has_tiles and num_inputs % _TILE == 0 and num_outputs % _PAIRS == 0
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and kernels.has_tiles and num_inputs % _TILE == 0)
 
 
 def pack(matrix: Tensor) -> Tensor:
-    """The weights (K, N) in panels: (K * N,)."""
-    panels = matrix.new_empty(matrix.numel())
-    for part, view in _parts(matrix, panels):
+    """The weights (K, N) in panels: (K * N',), where N' is N up to whole vectors and what is beyond N are zeros."""
+    num_outputs = matrix.shape[1]
+    whole = nn.functional.pad(matrix, (0, _whole_vectors(num_outputs, matrix.dtype) - num_outputs))
+    panels = whole.new_empty(whole.numel())
+    for part, view in _parts(whole, panels):
         view.copy_(part)
     return panels
 
 
 def unpack(panels: Tensor, num_inputs: int, num_outputs: int) -> Tensor:
     """The weights (K, N) that `pack` was given."""
-    matrix = panels.new_empty(num_inputs, num_outputs)
+    matrix = panels.new_empty(num_inputs, _whole_vectors(num_outputs, panels.dtype))
     for part, view in _parts(matrix, panels):
         part.copy_(view)
-    return matrix
+    return matrix[:, :num_outputs]
 
 
 def product(x: Tensor, panels: Tensor, bias: Tensor | None, num_outputs: int) -> Tensor:
@@ -47,9 +47,12 @@ def product(x: Tensor, panels: Tensor, bias: Tensor | None, num_outputs: int) ->
     kernels = library.kernels()
     assert kernels is not None
     x = x.contiguous()
-    y = x.new_empty(*x.shape[:-1], num_outputs)
-    kernels.run("product", x.dtype, x, panels, bias, y, x.numel() // x.shape[-1], x.shape[-1], num_outputs)
-    return y
+    width = _whole_vectors(num_outputs, x.dtype)
+    if bias is not None and width > num_outputs:
+        bias = nn.functional.pad(bias, (0, width - num_outputs))
+    y = x.new_empty(*x.shape[:-1], width)
+    kernels.run("product", x.dtype, x, panels, bias, y, x.numel() // x.shape[-1], x.shape[-1], width)
+    return y if width == num_outputs else y[..., :num_outputs].contiguous()
 
 
 def _parts(matrix: Tensor, panels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,6 +70,14 @@ def _parts(matrix: Tensor, panels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
             blocks = stored.view(-1, inputs // _TILE, width // _PAIRS, _PAIRS, _PAIRS, 2)
             columns = part.unflatten(1, (-1, width // _PAIRS, _PAIRS))
             yield columns.unflatten(0, (-1, _PAIRS, 2)), blocks.permute(1, 3, 5, 0, 2, 4)
+
+
+def _whole_vectors(num_outputs: int, dtype: torch.dtype) -> int:
+    """The least number of columns from `num_outputs` on that the kernel multiplies with."""
+    kernels = library.kernels()
+    assert kernels is not None
+    columns = kernels.lanes if dtype == torch.float32 else _PAIRS
+    return -(-num_outputs // columns) * columns
 
 
 def _panel_width(dtype: torch.dtype) -> int:
