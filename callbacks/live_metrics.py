@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from callbacks.protocols import evaluation_module
 from callbacks.shared_counts import SharedCounts
 from latent_tts.evaluation.report.event_files import Margins, add_layout, tag_name
+from latent_tts.evaluation.report.tensorboard import LIVE, live_charts
 from latent_tts.evaluation.summary import RunningMetrics
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
@@ -22,7 +23,7 @@ class LiveMetrics(Callback):
         live/invalid_answer_rate
         live_speed/rollouts_per_second, live_speed/rollouts_per_second_with_scoring
 
-    TensorBoard gets a chart of all strategies with their intervals beside them. With several ranks the figures are those of all
+    TensorBoard gets a chart of all strategies, and one of each with its interval. With several ranks the figures are those of all
     of them, some seconds old for the others. Nothing is logged before the first problem is done.
 
     Args:
@@ -33,7 +34,7 @@ class LiveMetrics(Callback):
         self.every = every
         self._logged_at, self._logged = -float("inf"), 0
         self._shared = SharedCounts()
-        self._margins = Margins("live")
+        self._margins = Margins(LIVE)
         self._charted: list[TensorBoardLogger] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,6 +92,4 @@ class LiveMetrics(Callback):
         """Where the logger has none yet; two of the same title in a run are one to TensorBoard."""
         if logger not in self._charted:
             self._charted.append(logger)
-            add_layout(
-                logger.experiment, "While it runs", {"Coverage and accuracy against problems done": self._margins}
-            )
+            add_layout(logger.experiment, live_charts(self._margins))

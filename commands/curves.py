@@ -21,12 +21,11 @@ class RunCurves(TensorBoardLogger):
 
     Args:
         folder: Of the run.
-        part: Folder below `tensorboard`; empty for the files of the run itself.
         metrics: Tags that HPARAMS shows.
     """
 
-    def __init__(self, folder: Path, part: str = "", metrics: Sequence[str] = ()) -> None:
-        super().__init__(folder, name="tensorboard", version=part, default_hp_metric=False)
+    def __init__(self, folder: Path, metrics: Sequence[str] = ()) -> None:
+        super().__init__(folder, name="tensorboard", version="", default_hp_metric=False)
         self._metrics = list(metrics)
         self._has_begun = False
 

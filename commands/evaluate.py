@@ -94,7 +94,7 @@ class EvaluationCLI(CommandLine):
         callbacks = [OneRunAtATime(self.output), writer, *bar, report, LiveMetrics()]
         given = {**self._get(self.config_init, "trainer"), **kwargs}
         if given["logger"] in (None, True):
-            given["logger"] = RunCurves(self.output, "live")
+            given["logger"] = RunCurves(self.output)
         return self._instantiate_trainer(given, callbacks)
 
     def run(self) -> None:

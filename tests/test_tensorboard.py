@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
 
 from callbacks.logged_results import log_results
 from latent_tts.aggregation import Aggregation, BestOfN, MajorityVoting
@@ -45,8 +46,7 @@ def records() -> list[Record]:
     return make_records()
 
 
-@pytest.fixture(scope="module")
-def metrics(records: list[Record]) -> Mapping[str, Any]:
+def make_metrics(records: list[Record]) -> dict[str, Any]:
     found = EvaluationMetrics(4, 3, PARTS, (SEARCH,))
     for record in records:
         found.update(record)
@@ -55,11 +55,27 @@ def metrics(records: list[Record]) -> Mapping[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def metrics(records: list[Record]) -> Mapping[str, Any]:
+    return make_metrics(records)
+
+
+@pytest.fixture(scope="module")
 def folder(metrics: Mapping[str, Any], records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("tensorboard")
+    live = add_live_point(where)
     for _ in range(2):  # the second time in place of the first
         write_tensorboard(metrics, {"accuracy": Figure()}, where, records, [DIAGNOSIS])
+    assert live in where.iterdir()
     return where
+
+
+def add_live_point(folder: Path) -> Path:
+    """What was logged while the run went on."""
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar("live/greedy", 0.25, 3)
+        writer.add_scalar("live/greedy", 0.5, 4)
+    (file,) = folder.iterdir()
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +84,11 @@ def events(folder: Path) -> EventAccumulator:
 
 
 def test_no_tag_is_of_two_kinds_and_no_curve_is_smoothed_unawares(events: EventAccumulator, folder: Path) -> None:
-    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 2
     tags = events.Tags()
     scalars, images, tensors, histograms = (set(tags[kind]) for kind in ("scalars", "images", "tensors", "histograms"))
     assert len(scalars | images | tensors | histograms) == sum(map(len, (scalars, images, tensors, histograms)))
-    curves = {tag for tag in scalars if len(events.Scalars(tag)) > 1}
+    curves = {tag for tag in scalars if len(events.Scalars(tag)) > 1} - {"live/greedy"}
     assert curves and all(SMOOTHED in tag for tag in curves)
     assert images == {"figures/accuracy"}
 
@@ -89,30 +105,34 @@ def test_final_figures_are_those_of_the_metrics_and_their_descriptions_have_the_
     assert speed.value == 118
 
 
-def test_charts_hold_every_strategy_between_the_ends_of_its_interval(
+def test_one_chart_holds_every_strategy_and_one_each_between_the_ends_of_its_interval(
     events: EventAccumulator, metrics: Mapping[str, Any]
 ) -> None:
     layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    (category,) = layout.category
-    over_k, over_steps = ({series.value: series for series in chart.margin.series} for chart in category.chart)
+    category, live = layout.category
+    shown = reversed(category.chart)  # TensorBoard begins with the last one
+    over_k, *each, over_steps = ({series.value: series for series in chart.margin.series} for chart in shown)
     methods = {one.method for one in strategies(metrics) if one.kind in ("coverage", "aggregation")}
-    assert {tag.rpartition("/")[2] for tag in over_k} == methods
-    assert {tag.rpartition("/")[2] for tag in over_steps} == methods | {
+    assert names_of(over_k) == {name for one in each for name in names_of(one)} == methods
+    assert all(line.lower == line.value == line.upper for line in (*over_k.values(), *over_steps.values()))
+    assert names_of(over_steps) == methods | {
         "greedy",
         "single",
         SEARCH.key.replace("@", "_"),
     }
     for one in strategies(metrics):
         if one.kind in ("coverage", "aggregation") and one.budget is not None:
-            series = over_k[f"over_k{SMOOTHED}/{one.method}"]
+            tag = f"over_k{SMOOTHED}/{one.method}"
+            (series,) = [chart[tag] for chart in each if tag in chart]
             expected = cell(metrics, one)
             point = [at(events, tag, int(one.budget)) for tag in (series.lower, series.value, series.upper)]
             assert point == pytest.approx([expected.bounds[0], expected.value, expected.bounds[1]], abs=1e-6)
-    for series in over_steps.values():
-        low, value, high = (
-            [e.value for e in events.Scalars(tag)] for tag in (series.lower, series.value, series.upper)
-        )
-        assert value and all(a <= b <= c for a, b, c in zip(low, value, high, strict=True))
+    *bands, lines = live.chart
+    assert {one.value for one in lines.margin.series} >= {"live/greedy"} and len(bands) == len(lines.margin.series)
+
+
+def names_of(chart: Mapping[str, Any]) -> set[str]:
+    return {tag.rpartition("/")[2] for tag in chart}
 
 
 def at(events: EventAccumulator, tag: str, step: int) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from latent_tts.evaluation.strategies import Strategy
 
 if TYPE_CHECKING:
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Chart
     from torch.utils.tensorboard import SummaryWriter
 
 BOUNDS = "_interval"
@@ -20,15 +21,20 @@ def tag_name(strategy: Strategy) -> str:
 
 
 class Margins:
-    """A chart of several curves with bands, and the tags that they are made of: GROUP/NAME, GROUP_interval/NAME_low and _high.
+    """Several curves with intervals, and the tags that they are made of: GROUP/NAME, GROUP_interval/NAME_low and _high.
+
+    TensorBoard draws all curves of a run in one colour, and their bands over each other: one chart has all the curves without
+    bands, which markers tell apart, and each curve with its band has a chart of its own.
 
     Args:
         group: First part of the tags.
+        names: Curves that are there already.
+        bands: Whether there are charts of single curves with their bands.
     """
 
-    def __init__(self, group: str) -> None:
-        self.group = group
-        self.names: dict[str, None] = {}
+    def __init__(self, group: str, names: Iterable[str] = (), bands: bool = True) -> None:
+        self.group, self.bands = group, bands
+        self.names: dict[str, None] = dict.fromkeys(names)
 
     def tags(self, name: str) -> tuple[str, str, str]:
         """Tags of a curve's values, and of the lower and upper ends of their intervals."""
@@ -55,20 +61,43 @@ def add_scalar(writer: SummaryWriter, tag: str, value: float, step: int, text: s
     writer._get_file_writer().add_summary(summary, step)
 
 
-def add_layout(writer: SummaryWriter, category: str, charts: Mapping[str, Margins]) -> None:
-    """Writes the layout of CUSTOM SCALARS: a chart for each title, with all the curves that were added to it."""
+def charts_of(against: str, margins: Margins) -> Iterator[Chart]:
+    """Margin charts, which TensorBoard never smooths: all curves as lines, then each with its band.
+
+    Args:
+        against: What the curves go against, for the titles.
+        margins: The curves.
+    """
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, MarginChartContent
+
+    def chart(title: str, rows: Iterable[tuple[str, str, str]]) -> Chart:
+        series = [MarginChartContent.Series(value=value, lower=low, upper=high) for value, low, high in rows]
+        return Chart(title=title, margin=MarginChartContent(series=series))
+
+    rows = {name: margins.tags(name) for name in margins.names}
+    yield chart(f"all against {against}", [(value, value, value) for value, _, _ in rows.values()])
+    if margins.bands:
+        for name, row in rows.items():
+            yield chart(f"{name} against {against}, 95 % interval", [row])
+
+
+def add_layout(writer: SummaryWriter, categories: Mapping[str, Mapping[str, Margins]]) -> None:
+    """Writes the layout of CUSTOM SCALARS; of several in a run the last one holds.
+
+    Args:
+        writer: Of the run.
+        categories: Title -> what curves go against -> the curves.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.plugins.custom_scalar import metadata
-    from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MarginChartContent
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Layout
 
-    def chart(title: str, margins: Margins) -> Chart:
-        rows = [zip(("value", "lower", "upper"), margins.tags(name), strict=True) for name in margins.names]
-        return Chart(
-            title=title, margin=MarginChartContent(series=[MarginChartContent.Series(**dict(row)) for row in rows])
-        )
-
-    layout = Layout(category=[Category(title=category, chart=[chart(*item) for item in charts.items()])])
+    charts = {
+        title: [one for item in curves.items() for one in charts_of(*item)] for title, curves in categories.items()
+    }
+    # TensorBoard shows the last chart of a category first.
+    layout = Layout(category=[Category(title=title, chart=found[::-1]) for title, found in charts.items()])
     tensor = TensorProto(dtype="DT_STRING", string_val=[layout.SerializeToString()])
     plugin = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME))
     value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, tensor=tensor, metadata=plugin)

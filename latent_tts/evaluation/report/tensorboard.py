@@ -2,6 +2,9 @@
 
 A number that people read has one point, so that TensorBoard's smoothing cannot move it. Curves have several: they are shown with
 their intervals, and never smoothed, by the margin charts of CUSTOM SCALARS; elsewhere they need what their tags say.
+
+What is logged while a run goes on lies in the same folder, and so is of the same run of TensorBoard's; the files of the results
+have names of their own, by which they are replaced.
 """
 
 from __future__ import annotations
@@ -25,6 +28,15 @@ if TYPE_CHECKING:
 
 OVER_K, OVER_STEPS = "over_k_set_smoothing_to_0", "over_token_steps_set_smoothing_to_0"
 SCORES = "scores/step_0_wrong_step_1_right"
+LIVE = "live"
+"""First part of the tags of what is logged while a run goes on."""
+_ENDING = ".results"
+_EVENTS = "events.out.tfevents.*"
+
+
+def live_charts(margins: Margins) -> dict[str, dict[str, Margins]]:
+    """The charts of CUSTOM SCALARS of what is logged while a run goes on."""
+    return {"While it runs": {"problems done": margins}}
 
 
 def write_tensorboard(
@@ -34,22 +46,26 @@ def write_tensorboard(
     records: Iterable[Record] | None = None,
     diagnoses: Iterable[Diagnosis] = (),
 ) -> None:
-    """Writes the event file of a finished run anew.
+    """Writes the event file of a run's results anew.
 
     Args:
         metrics: The content of metrics.json.
         drawn: Figures by name.
-        folder: Where its event file goes; those in it are replaced.
+        folder: Where it goes. Earlier results in it are replaced; what was logged while the run went on stays.
         records: What the metrics were made from, which can be gone through more than once; None leaves out texts and histograms.
         diagnoses: What the run shows of known failures of the method.
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    for earlier in folder.glob("events.out.tfevents.*"):
+    for earlier in folder.glob(_EVENTS + _ENDING):
         earlier.unlink()  # they would be drawn beside these
-    with SummaryWriter(str(folder)) as writer:
+    was_watched = any(folder.glob(_EVENTS))
+    with SummaryWriter(str(folder), filename_suffix=_ENDING) as writer:
         _add_finals(writer, metrics)
-        _add_curves(writer, metrics)
+        charts = {"Results": _add_curves(writer, metrics)}
+        if was_watched:
+            charts |= live_charts(Margins(LIVE, [tag_name(one.strategy) for one in results(metrics)]))
+        add_layout(writer, charts)
         for name, figure in drawn.items():
             writer.add_figure(f"figures/{name}", figure, close=False)
         if records is not None:
@@ -99,8 +115,9 @@ def _in_words(one: StrategyResult) -> str:
     return f"{one.strategy.label()}: {one.accuracy.percent()} %" + (f", 95 % interval {interval}" if interval else "")
 
 
-def _add_curves(writer: SummaryWriter, metrics: Metrics) -> None:
-    over_k, over_steps = Margins(OVER_K), Margins(OVER_STEPS)
+def _add_curves(writer: SummaryWriter, metrics: Metrics) -> dict[str, Margins]:
+    """What they go against -> the curves."""
+    over_k, over_steps = Margins(OVER_K), Margins(OVER_STEPS, bands=False)
     for curve, cells in curves(metrics).items():
         for k, cell in cells.items():
             over_k.add(writer, curve.method, _row(cell), k)
@@ -111,11 +128,7 @@ def _add_curves(writer: SummaryWriter, metrics: Metrics) -> None:
     for step, value in enumerate(metrics["diversity"]["per_step"], start=1):
         if value is not None:
             add_scalar(writer, "over_latent_steps_set_smoothing_to_0/diversity", value, step)
-    charts = {
-        "Coverage and accuracy against the number of rollouts k": over_k,
-        "Coverage and accuracy against token steps per problem": over_steps,
-    }
-    add_layout(writer, "Results", charts)
+    return {"rollouts k": over_k, "token steps per problem": over_steps}
 
 
 def _row(cell: Cell) -> tuple[float, float, float]:
