@@ -25,8 +25,8 @@ _KINDS = (".png", ".svg", ".pdf")
 def draw_trajectories(runs: Sequence[Path], problem: str, out: Path, method: Method = "pca") -> None:
     """Writes the figure of a problem.
 
-    The rollouts are drawn anew from the settings in each run's config.yaml, which gives the same ones, and are compared with the
-    record; nothing of a run is changed.
+    Latents are read where a run keeps them. Else its rollouts are drawn anew from the settings in its config.yaml, which gives
+    the same ones, and are compared with the record; nothing of a run is changed.
 
     Args:
         runs: Folders of evaluations.
@@ -53,10 +53,22 @@ def draw_trajectories(runs: Sequence[Path], problem: str, out: Path, method: Met
     shown = []
     for one, label, name in zip(read, labels, run_names(runs), strict=True):
         record = first if one is read[0] else find_problem(one.records(), first.problem_id, str(one.folder))[1]
-        shown.append(redrawn(one.folder, record, label or name))
+        shown.append(kept(one.folder, record, label or name) or redrawn(one.folder, record, label or name))
     figure = trajectories_figure(shown, f"{first.question} (answer: {first.gold:g})", method)
     write_whole(out, figure_bytes(figure, out.suffix[1:]))
     print(f"{out}: {len(first.rollouts)} rollouts of problem {first.problem_id} in {', '.join(map(str, runs))}")
+
+
+def kept(run: Path, record: Record, label: str) -> Trajectories | None:
+    """The latents of a record's rollouts that the run keeps; None where it has not those of all."""
+    from latent_tts.evaluation.latent_files import LatentFiles
+    from latent_tts.evaluation.report.figures.trajectories import Trajectories
+
+    files = LatentFiles(run)
+    if files.num_rollouts(record.problem_id) < len(record.rollouts):
+        return None
+    found = files.read(record.problem_id)
+    return Trajectories(label, found.latents, found.num_latents, [rollout.correct for rollout in record.rollouts])
 
 
 def redrawn(run: Path, record: Record, label: str) -> Trajectories:

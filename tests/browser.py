@@ -39,8 +39,8 @@ def shown_by(
         try:
             assert browser.stderr is not None
             line = next(line for line in browser.stderr if "DevTools listening on" in line)
-            port = int(re.search(r":(\d+)/", line).group(1))  # type: ignore[union-attr]
-            return asyncio.run(_visit(port, pages, seconds))
+            (port,) = re.findall(r":(\d+)/", line)
+            return asyncio.run(_visit(int(port), pages, seconds))
         finally:
             browser.kill()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 
 from commands.guard import main_guard
 from commands.trajectories import main as trajectories
+from commands.trajectories import redrawn
 from latent_tts.errors import UserError
+from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
+from latent_tts.evaluation.remake import ReadRun
 from latent_tts.evaluation.report.figures.trajectories import Trajectories, project, trajectories_figure
 from tests.geometry import faults
 
@@ -83,6 +87,18 @@ def test_tsne_places_every_latent():
     assert np.isfinite(points[make_run("a", 12).mask.numpy()]).all()
 
 
+def assert_kept_latents_draw_the_same(run, out, monkeypatch):
+    """Where the run keeps the latents, no model is loaded."""
+    before, record = out.read_bytes(), next(iter(ReadRun(run).records()))
+    drawn = redrawn(run, record, "")
+    LatentFiles(run).add(0, {record.problem_id: KeptLatents(drawn.latents, drawn.num_latents)})
+    with monkeypatch.context() as patch:
+        patch.setattr("commands.trajectories.redrawn", None)
+        assert main_guard(lambda: trajectories([str(run), "--problem", "1", "--out", str(out)])) == 0
+    assert out.read_bytes() == before
+    shutil.rmtree(run / "latents")
+
+
 @pytest.mark.slow
 def test_the_command_draws_what_was_recorded_and_refuses_what_was_not(tmp_path, monkeypatch, capsys):
     from commands.evaluate import EvaluationCLI
@@ -96,6 +112,7 @@ def test_the_command_draws_what_was_recorded_and_refuses_what_was_not(tmp_path, 
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert main_guard(lambda: trajectories([str(run), "--problem", "1", "--out", "x.txt"])) == 2
     assert "must end in .png" in capsys.readouterr().err
+    assert_kept_latents_draw_the_same(run, out, monkeypatch)
     records = next((run / "predictions").glob("*.jsonl"))
     records.write_text(records.read_text().replace('"text": "', '"text": "other '))
     assert main_guard(lambda: trajectories([str(run), "--problem", "1", "--out", str(out)])) == 2
