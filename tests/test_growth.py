@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from commands.evaluate import EvaluationCLI
 from commands.guard import main_guard
 from latent_tts.backbones import load_backbone
 from latent_tts.engine.engine import RolloutEngine
+from latent_tts.evaluation.growth import Place
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles, read_latents
 from latent_tts.evaluation.prediction_files import RecordWriter
 from latent_tts.reward import LatentRewardModel
@@ -175,6 +177,42 @@ def test_killed_while_growing_the_smaller_run_is_whole_and_the_same_command_goes
     assert_same(tmp_path, everything)
     expected = latents_of(everything)
     assert all(torch.equal(found.latents, expected[one].latents) for one, found in latents_of(tmp_path).items())
+
+
+@pytest.fixture(scope="module")
+def three_of_two(base, tmp_path_factory) -> Path:
+    """A fresh run of 3 rollouts of 2 problems."""
+    output = tmp_path_factory.mktemp("three")
+    assert evaluate(*command(base, output, 3, "--data.limit=2")) == 0
+    return output
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_killed_while_larger_records_take_their_place_the_same_command_goes_on(
+    base, three_of_two, tmp_path, monkeypatch, renames
+):
+    """Before the smaller records are put aside, between that and the larger ones' coming, and before run.json says so."""
+    assert evaluate(*command(base, tmp_path, 2, "--data.limit=2")) == 0
+    settle, replace, left = Place.settle, os.replace, iter([True] * renames)
+
+    def settling(place: Place) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("latent_tts.evaluation.growth.os.replace", dying)
+            settle(place)
+        raise KilledError
+
+    def dying(old: Path, new: Path) -> None:
+        if not next(left, False):
+            raise KilledError
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "settle", settling)
+        with pytest.raises(KilledError):
+            evaluate(*command(base, tmp_path, 3, "--data.limit=2"))
+    assert (tmp_path / "predictions").is_dir() == (renames != 1)
+    assert evaluate(*command(base, tmp_path, 3, "--data.limit=2")) == 0
+    assert_same(tmp_path, three_of_two)
 
 
 def test_what_may_not_grow_is_refused_by_name_and_nothing_is_touched(base, everything, reward_model, capsys):

@@ -16,7 +16,9 @@ from torch.nn import functional
 from latent_tts.backbones import Coconut
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
+from latent_tts.reward import LatentRewardModel
 from latent_tts.sampling import AdditiveGaussianNoise, Deterministic, MonteCarloDropout, Sampler
+from latent_tts.search import BeamSearch, ParticleFiltering
 from tests.devices.pretended import PRETENDED, OnDevice, pretended_device
 
 RULES: dict[str, Callable[[Tensor, Tensor], object]] = {  # of a tensor (2, 2) of the device and one of the host
@@ -128,6 +130,23 @@ def test_no_thought_waits_and_an_answer_waits_once_a_token(layout, kind, sampler
     # a token: whether any row goes on; the end: ids, numbers and flags are read once, and texts once for each that differs
     assert Counter(log.waits) == {"_local_scalar_dense": 4, "unique_dim": 1, "_to_copy": 3}
     assert not log.uploads
+
+
+@pytest.mark.parametrize(
+    ("search", "most"), [(BeamSearch(2, 3), 9), (ParticleFiltering(4), 5)], ids=lambda one: getattr(one, "name", "")
+)
+def test_a_thought_of_a_search_sends_nothing_and_waits_a_few_times(search, most, tiny_backbone, questions):
+    """Three thoughts more: no upload more, and of what is waited for, `most` each (bills, duplicates, finite scores)."""
+    uploads, waits = [], []
+    for num_latents in (3, 6):
+        host = tiny_backbone("coconut", "llama", num_latents=num_latents)
+        scorer = LatentRewardModel.from_backbone(host, head="mlp").eval()
+        with pretended_device() as log:
+            engine = RolloutEngine(deepcopy(host).to(PRETENDED), AdditiveGaussianNoise(0.4), max_answer_tokens=1)
+            search.search(engine, deepcopy(scorer).to(PRETENDED), questions[:2], seed=3)
+        uploads.append(log.uploads)
+        waits.append(len(log.waits))
+    assert uploads[0] == uploads[1] and waits[1] - waits[0] <= 3 * most
 
 
 def test_a_sentence_names_the_device_that_is_full(tiny_backbone, questions, monkeypatch):
