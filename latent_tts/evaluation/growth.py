@@ -47,7 +47,9 @@ class Place:
         smaller, larger = self.output / PREDICTIONS, self.folder / PREDICTIONS
         if larger.is_dir():
             if smaller.is_dir():
-                os.replace(smaller, self.folder / "replaced")
+                replaced = self.folder / "replaced"
+                shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed when it had settled
+                os.replace(smaller, replaced)
             os.replace(larger, smaller)
 
     def clear(self) -> None:
