@@ -72,9 +72,8 @@ class PredictionWriter(Callback):
         }
         golds = None
         if any(prediction_files(self.output)) or self.place.grows:
-            golds = Golds(
-                {problem.problem_id: problem.gold for problem in data.problems()}, module.evaluator.answer_rule
-            )
+            by_problem = {problem.problem_id: problem.gold for problem in data.problems()}
+            golds = Golds(by_problem, module.evaluator.answer_rule, module.partners())
         earlier = EarlierRecords(self.place, golds) if self.place.grows else None
         module.earlier = earlier
         self.finished = FinishedProblems(self.place.folder, golds, trainer.global_rank, trainer.world_size)

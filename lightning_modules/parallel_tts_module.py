@@ -215,12 +215,23 @@ class ParallelTTSModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Lets a control that pairs problems read them."""
+        self.partners()
+
+    def partners(self) -> dict[str, str]:
+        """By problem id the problem whose thoughts a control feeds; empty without one that pairs problems.
+
+        Raises:
+            UserError: There is no data module to read them from, or but one question in it.
+        """
         control = self.evaluator.control
-        if control is not None and control.name == "shuffle":
+        if control is None or control.name != "shuffle":
+            return {}
+        if not control.others:
             data: Any = getattr(self.trainer, "datamodule", None)
             if data is None:
                 raise UserError("latent_control shuffle pairs the problems of a data module: give the trainer one.")
             control.others = other_problems(data.problems())
+        return control.partners
 
     def predict_step(self, batch: list[Problem], batch_idx: int = 0) -> list[Record]:
         """One record a problem, in the batch's order."""

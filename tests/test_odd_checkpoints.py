@@ -19,6 +19,7 @@ from latent_tts.backbones.training import load_for_training
 from latent_tts.errors import UserError
 from latent_tts.reward.loading import load_reward_model
 from latent_tts.reward.model import LatentRewardModel
+from tests.families import tiny_model
 
 Edit = Callable[[Path], object]
 LOADERS: dict[str, Callable[[Path], Any]] = {
@@ -261,3 +262,23 @@ def test_a_kind_s_own_numbers_are_numbers(kind, field, value, tiny_backbone, tmp
     config(**{field: value})(tmp_path)
     with pytest.raises(UserError, match=f"config.json gives {field} as "):
         load_backbone(tmp_path)
+
+
+def without_prefix(folder: Path) -> None:
+    """As the hub's GPT-2: without the name of the model under its head, and with masks that are no weights."""
+    found = {key.removeprefix("transformer."): value for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(found | {"h.0.attn.bias": torch.ones(1, 1, 8, 8)}, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(("family", "edit"), [("mixtral", lambda folder: None), ("gpt2", without_prefix)])
+def test_weights_under_the_names_of_another_layout_are_read_as_transformers_reads_them(
+    family, edit, tiny_tokenizer, tmp_path
+):
+    """The reference is the model that was saved: experts one by one, or a transformer without its head's prefix."""
+    model, tokenizer = tiny_model(family), tiny_tokenizer(())
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    edit(tmp_path)
+    ids = torch.tensor([[5, 9, 40, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(load_backbone(tmp_path, kind="cot").model(ids).logits, model(ids).logits)

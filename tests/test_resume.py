@@ -225,3 +225,29 @@ def test_a_corrected_file_is_judged_anew_and_a_removed_problem_leaves_the_result
     for rollout, drawn in zip(record["rollouts"], before[ann]["rollouts"], strict=True):
         assert rollout["text"] == drawn["text"] and rollout["correct"] == (drawn["answer"] == 7.0)
     assert json.loads((output / "metrics.json").read_text())["num_problems"] == 1
+
+
+def test_a_shuffled_problem_whose_partner_is_gone_is_drawn_again(options, tmp_path, capsys):
+    """Of four the third is removed: the fourth gets the thoughts on the second, as in a run that never had the third."""
+    data, output = tmp_path / "data.jsonl", tmp_path / "run"
+    command = [*options, f"--data.source={data}", "--model.latent_control=shuffle"]
+
+    def write(*numbers: int) -> None:
+        rows = ({"question": f"Ann has {n} apples and buys 4 more. How many?", "answer": str(n + 4)} for n in numbers)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def records(folder: Path) -> list[dict]:
+        lines = (folder / "predictions/rank-00000.jsonl").read_text().splitlines()
+        return sorted(map(json.loads, lines), key=lambda record: record["gold"])
+
+    write(1, 2, 3, 4)
+    assert evaluate([*command, f"--output={output}"]) == 0
+    write(1, 2, 4)
+    capsys.readouterr()
+    assert evaluate([*command, f"--output={output}"]) == 0
+    news = "1 record left out, as the problem is gone; 1 record drawn again, as another problem's latents belong to it."
+    assert news in capsys.readouterr().out
+    assert evaluate([*command, f"--output={tmp_path / 'fresh'}"]) == 0
+    assert records(output) == records(tmp_path / "fresh")
+    one, two, _ = found = records(output)
+    assert [record["latents_of"] for record in found] == [two["problem_id"], one["problem_id"], two["problem_id"]]

@@ -29,7 +29,7 @@ def load_causal_lm(folder: Path) -> PreTrainedModel:
     info: dict[str, Any] = {}
 
     def make(config: Any) -> PreTrainedModel:
-        with _without_progress_bar():
+        with _silent_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
@@ -71,12 +71,14 @@ def _account_for(model: PreTrainedModel, files: list[Path], info: dict[str, Any]
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """A folder here is read in seconds, and a sentence on what is wrong with it should stand alone."""
-    shown = logging.is_progress_bar_enabled()
+def _silent_transformers() -> Iterator[None]:
+    """What is wrong with weights is said here, in one sentence that stands alone: no progress bar, no report beside it."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

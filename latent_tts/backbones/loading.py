@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from latent_tts.backbones.adapters import read_weights
+from latent_tts.backbones.adapters import has_adapters, read_weights
 from latent_tts.backbones.base import LatentBackbone
+from latent_tts.backbones.causal_lm import load_causal_lm
 from latent_tts.backbones.coconut import Coconut
 from latent_tts.backbones.codi import Codi
 from latent_tts.backbones.colar import Colar
@@ -66,9 +68,17 @@ def load_backbone(
     )
     if generation is not None:
         model.generation_config = generation
-    what = f"a {cls.kind} {model.config.model_type} model"
-    check_weights(weights, model.state_dict() | _shapes_beside(cls, model), tied_keys(model), str(folder), what)
-    fill(model.state_dict(), weights)  # before the model is wrapped, which looks at what it computes
+    places = model.state_dict() | _shapes_beside(cls, model)
+    renamed = (
+        None
+        if has_adapters(folder) or cls.extra_modules(model.config)
+        else _under_other_names(folder, weights, places.keys() - tied_keys(model).keys())
+    )
+    if renamed is None:
+        check_weights(weights, places, tied_keys(model), str(folder), f"a {cls.kind} {model.config.model_type} model")
+        fill(model.state_dict(), weights)  # before the model is wrapped, which looks at what it computes
+    else:
+        model = renamed.to(dtype=torch_dtype)
     backbone = cls(
         model,
         load_tokenizer(folder),
@@ -78,6 +88,18 @@ def load_backbone(
     fill(backbone.state_dict(), {key: weights[key] for key in _shapes_beside(cls, model)})
     backbone.commit = commit_of(folder)
     return backbone.eval()
+
+
+def _under_other_names(folder: Path, weights: dict[str, Tensor], places: Set[str]) -> PreTrainedModel | None:
+    """The causal LM of a folder whose weights have the names of another layout that transformers reads: experts one by one, or a
+    model without its head's prefix. None where all of `places` are filled, or transformers does not read it either.
+    """
+    if weights.keys() >= places:
+        return None
+    try:
+        return load_causal_lm(folder)
+    except UserError:  # what is wrong is said of the names as they stand
+        return None
 
 
 def _shapes_beside(cls: type[LatentBackbone], model: PreTrainedModel) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ A rollout is thought as always. Then its answer is decoded after the prompt and
 
 So what differs from the run without a control is what the answer is decoded after, and nothing else: passes, answer tokens and
 random streams are the same. The greedy answer is controlled alike. The other problem is the nearest one before with another
-question (for the first ones the nearest behind), whatever the batch, and a set may grow.
+question (for the first ones the nearest behind), whatever the batch, and a set may grow. A record keeps which problem it was:
+where after a change of the data it is another one, the record is drawn anew.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class LatentControl:
             raise UserError(
                 "latent_control truncate and truncate_after belong together: give both, or neither of them."
             )
+
+    @property
+    def partners(self) -> dict[str, str]:
+        """By problem id that of the one whose thoughts are fed; empty where none are."""
+        return {one: other.problem_id for one, other in self.others.items()}
 
     def settings(self) -> dict[str, Any]:
         """What records depend on, by the names of options."""

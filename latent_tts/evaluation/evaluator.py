@@ -180,7 +180,11 @@ class Evaluator:
         )
         self._note(ids, rollouts)
         records = [make_record(problem, i, drawn, self.answer_rule) for i, problem in enumerate(problems)]
-        return [replace(record, chosen=choose(record, self.aggregations)) for record in records]
+        partners = {} if self.control is None else self.control.partners
+        return [
+            replace(one, chosen=choose(one, self.aggregations), latents_of=partners.get(one.problem_id))
+            for one in records
+        ]
 
     def _note(self, ids: Sequence[str], rollouts: Rollouts) -> None:
         if self.keep_latents:

@@ -17,7 +17,7 @@ from latent_tts.answers import AnswerRule, answers_equal
 SIGNIFICANT_DIGITS = 6
 """Measured floats (scores, diversity, metrics) are stored to this many significant digits, answers exactly."""
 
-_LEFT_OUT = {"written": None, "finite": True}
+_LEFT_OUT = {"written": None, "latents_of": None, "finite": True}
 """Fields that a line leaves out where they have this value."""
 
 
@@ -99,6 +99,8 @@ class Record(_Row):
     """The answer of every aggregation, by `Strategy.method`."""
     written: SearchRecord | None = None
     """Of the model that reasons in writing, where one is given."""
+    latents_of: str | None = None
+    """The problem whose thoughts the answers were decoded after, where a control has shuffled them."""
 
     @classmethod
     def from_json(cls, line: Any) -> Record:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +216,14 @@ class Golds:
 
     by_problem: Mapping[str, float]
     rule: AnswerRule = "tolerance"
+    partners: Mapping[str, str] = field(default_factory=dict)
+    """Of a control that shuffles latents: by problem id the problem whose thoughts are fed."""
 
     def up_to_date(self, record: Record) -> Record | None:
-        """The record, judged anew where its gold answer was corrected; None where its problem is gone."""
+        """The record, judged anew where its gold answer was corrected; None where its problem, or the one it is paired with, is
+        gone."""
         gold = self.by_problem.get(record.problem_id)
-        if gold is None:
+        if gold is None or self.partners.get(record.problem_id) != record.latents_of:
             return None
         return record if gold == record.gold else record.judged(gold, self.rule)
 
@@ -228,7 +231,8 @@ class Golds:
 class FinishedProblems:
     """The problems whose records are on disk: what a resumed run leaves out.
 
-    Records of a problem whose gold answer was corrected are judged anew, and those of a problem that is gone are left out.
+    Records of a problem whose gold answer was corrected are judged anew, and those of a problem that is gone are left out, as are
+    those that a control has paired with another problem than the data do now, which are drawn again.
 
     Args:
         output: The run's folder.
@@ -239,6 +243,7 @@ class FinishedProblems:
     Attributes:
         num_judged_anew: Records on disk whose gold answer was another.
         num_gone: Records on disk of problems that are gone.
+        num_unpaired: Records on disk of problems that are paired with another one.
     """
 
     def __init__(self, output: Path, golds: Golds | None = None, rank: int = 0, world_size: int = 1) -> None:
@@ -250,7 +255,7 @@ class FinishedProblems:
         self.files_to_count = files[rank::world_size]  # every record is counted by exactly one rank
         self.ids: set[str] = set()
         self.num_rollouts: dict[str, int] = {}
-        self.num_judged_anew = self.num_gone = 0
+        self.num_judged_anew = self.num_gone = self.num_unpaired = 0
         self._outdated = [path for path in files if self._read(path) and path in mine]
 
     def __contains__(self, problem_id: str) -> bool:
@@ -273,6 +278,7 @@ class FinishedProblems:
         changes = {
             "judged anew by a corrected gold answer": self.num_judged_anew,
             "left out, as the problem is gone": self.num_gone,
+            "drawn again, as another problem's latents belong to it": self.num_unpaired,
         }
         phrases = [
             f"{count} {'record' if count == 1 else 'records'} {what}" for what, count in changes.items() if count
@@ -288,9 +294,10 @@ class FinishedProblems:
                     f"{self.output} holds problem {record.problem_id} twice: start afresh with another --output."
                 )
             current = record if self.golds is None else self.golds.up_to_date(record)
-            if current is None:
-                self.num_gone += 1
-            else:
+            if current is None and self.golds is not None:
+                gone = record.problem_id not in self.golds.by_problem
+                self.num_gone, self.num_unpaired = self.num_gone + gone, self.num_unpaired + (not gone)
+            elif current is not None:
                 self.num_judged_anew += current is not record
                 self.ids.add(record.problem_id)
                 self.num_rollouts[record.problem_id] = len(record.rollouts)
