@@ -3,6 +3,9 @@
 import math
 import re
 import unicodedata
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TypeVar
 
 _MINUS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212\ufe63\uff0d"), "-")
 _VULGAR_FRACTION = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")
@@ -20,7 +23,9 @@ _LATEX = [
     (re.compile(r"- +(?=\d+/\d)"), "-"),
 ]
 _MATHS = re.compile(r"\$([^$]*\d[^$]*)\$")
-_SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_SCALES = {"hundred": "1e2", "thousand": "1e3", "million": "1e6", "billion": "1e9", "trillion": "1e12"}
+
+N = TypeVar("N", float, Fraction)
 
 _NUMBER = r"""
     (?P<other>                                          # a date, a time, a version, a root: no number, but one thing
@@ -66,17 +71,37 @@ def _spelled_out(fraction: re.Match[str]) -> str:
 def number_value(number: re.Match[str]) -> float | None:
     """The value of a match of NUMBER; None where no float holds it, or where it divides by zero."""
     try:
-        value = _unsigned(number)
+        value = _value(number, float)
     except (ValueError, ZeroDivisionError, OverflowError):
         return None
-    if number["sign"] or number["inner_sign"]:
-        value = -value
     return value if math.isfinite(value) else None
 
 
-def _unsigned(number: re.Match[str]) -> float:
+def is_held(number: re.Match[str]) -> bool:
+    """Whether the float of a match of NUMBER is the number that is written, and not merely the nearest there is.
+
+    A decimal's float is the nearest by nature, as is that of a number with an exponent. Of whole numbers beyond 2^53 floats hold
+    but some, and what is smaller than all of them is not 0.
+    """
+    value = number_value(number)
+    if value is None or 0 < abs(value) <= 2**53:
+        return value is not None
+    exact = _value(number, Fraction)
+    is_nearest = value != 0 and (
+        exact.denominator != 1 or number["exponent"] is not None or number["power"] is not None
+    )
+    return is_nearest or exact == Fraction(value)
+
+
+def _value(number: re.Match[str], of: Callable[[str], N]) -> N:
+    """In numbers that `of` reads from text: floats, or fractions, which are exact."""
+    value = _unsigned(number, of)
+    return -value if number["sign"] or number["inner_sign"] else value
+
+
+def _unsigned(number: re.Match[str], of: Callable[[str], N]) -> N:
     if number["numerator"]:
-        return float(number["whole"] or 0) + _divided(float(number["numerator"]), number["denominator"])
+        return of(number["whole"] or "0") + _divided(of(number["numerator"]), of(number["denominator"]))
     digits, separator = number["digits"], number["separator"]
     if separator:
         digits = digits.replace(separator, "")
@@ -84,11 +109,12 @@ def _unsigned(number: re.Match[str]) -> float:
         digits = digits.replace(".", "").replace(",", ".")
     elif digits.count(".") > 1:
         digits = digits.replace(".", "")
-    value = float(f"{digits.replace(',', '')}e{number['exponent'] or 0}")
-    value *= 10.0 ** float(number["power"] or 0) * _SCALES.get(number["scale"] or "", 1.0)
-    return _divided(value, number["divisor"])
+    value = of(f"{digits.replace(',', '')}e{number['exponent'] or 0}")
+    value *= of("10") ** int(number["power"] or 0) * of(_SCALES.get(number["scale"] or "", "1"))
+    return _divided(value, of(number["divisor"] or "1"))
 
 
-def _divided(value: float, divisor: str | None) -> float:
-    by = float(divisor or 1)
-    return value / by if math.isfinite(by) else math.nan
+def _divided(value: N, by: N) -> N:
+    if not math.isfinite(by):
+        raise OverflowError("a divisor that no float holds")
+    return value / by

@@ -2,7 +2,7 @@
 
 import re
 
-from latent_tts.answers.numbers import NUMBER, PROSE_NUMBER, number_value, plain_text
+from latent_tts.answers.numbers import NUMBER, PROSE_NUMBER, is_held, number_value, plain_text
 
 _MARKER = re.compile(r"#{3,}|answer(?:\s+is)?\s*[:=]|answer\s+is|\\boxed\s*\{", re.IGNORECASE)
 _OPERATION = re.compile(r"[^\n,;:=<>*/+-]{0,40}?(?P<sign>==?|\*\*?|[-+/^\u00d7\u00f7]|\bx\b)[\s($\u20ac\u00a3]*")
@@ -14,7 +14,11 @@ _UNIT = re.compile(
     )*\s*\.?\s*""",
     re.VERBOSE,
 )
-_NO_UNIT = re.compile(r"(?i)\b(?:[xyzneia]|pi|and|or|to|plus|minus|times|dozens?|[ap]\.?m)\b")
+_NO_UNIT = re.compile(
+    r"(?i:\b(?:[xyzneia]|pi|and|or|to|plus|minus|times|dozens?|[ap]\.?m)\b)"
+    r"|\A\s?(?:[kKMB]|[mb]n|mio|mil|mrd)\b"  # 5k, $3M: thousands, millions or another unit
+)
+_BOLD = re.compile(r"(?<!\d)\*\*|\*\*(?!\s*[\d(])")  # and not the power of 10**3
 _BEFORE = re.compile(r"\A(?:[A-Za-z]\s*=\s*)?\+?")  # the x = of "x = 5"
 
 
@@ -40,16 +44,17 @@ def parse_gold(text: str) -> float | None:
     """The number that a gold answer is; None where it is anything else, and so a bad row.
 
     Behind the marker of a written solution, if there is one, a gold answer is one number with nothing around it but a
-    currency and a unit in words. Two numbers, a time, a root or a letter are no number; nothing is picked from them.
+    currency and a unit in words. Two numbers, a time, a root or a letter are no number; nothing is picked from them. Neither is
+    one that a float would make another number of, as of most whole ones beyond 2^53.
 
     >>> parse_gold("She sells 13.\\n#### 1,013"), parse_gold("9 (apples)"), parse_gold("5:30 (P.M.)")
     (1013.0, 9.0, None)
     """
     text = plain_text(text)
     markers = list(_MARKER.finditer(text))
-    text = _BEFORE.sub("", (_tail(text, markers[-1]) if markers else text).replace("**", "").strip())
+    text = _BEFORE.sub("", _BOLD.sub("", _tail(text, markers[-1]) if markers else text).strip())
     number = NUMBER.match(text)
-    if number is None or number["other"]:
+    if number is None or number["other"] or not is_held(number):
         return None
     unit = text[number.end() :]
     return None if _NO_UNIT.search(unit) or not _UNIT.fullmatch(unit) else number_value(number)

@@ -78,7 +78,8 @@ def load_backbone(
         check_weights(weights, places, tied_keys(model), str(folder), f"a {cls.kind} {model.config.model_type} model")
         fill(model.state_dict(), weights)  # before the model is wrapped, which looks at what it computes
     else:
-        model = renamed.to(dtype=torch_dtype)
+        model = renamed
+        torch.nn.Module.to(model, torch_dtype)  # in place; transformers' own wraps it for quantized models
     backbone = cls(
         model,
         load_tokenizer(folder),
