@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.termination import StopOnSignal, without_lightnings_signals
 from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
+from commands.effects import refuse_without_effect
 from commands.explain import BadOptionError, OneSentenceParser, explain, given_options
 from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
@@ -101,7 +102,7 @@ class CommandLine(LightningCLI):
         Raises:
             UserError: An option that is unknown or does not take its value, named with what there is.
         """
-        given = list(sys.argv[1:] if args is None else args)
+        self.given = given = list(sys.argv[1:] if args is None else args)
         parsers = getattr(self, "_subcommand_parsers", {})
         refuse_empty_files(parsers.get(given[0], parser) if given else parser, given)
         try:
@@ -122,7 +123,7 @@ class CommandLine(LightningCLI):
         """Refuses what cannot work before a model is loaded.
 
         Raises:
-            UserError: A trainer's option, callback, logger or monitored metric cannot work.
+            UserError: A trainer's option, callback, logger or monitored metric cannot work, or an option would have no effect.
         """
         stage: Stage = "predict" if self.subcommand is None else cast(Stage, self.subcommand)
         options = (self.config if self.subcommand is None else self.config[self.subcommand]).as_dict()
@@ -130,6 +131,12 @@ class CommandLine(LightningCLI):
         if trainer.get("profiler"):
             logging.getLogger("lightning.pytorch.profilers.profiler").setLevel(logging.INFO)  # by which it is printed
         check_trainer(trainer, self.trainer_defaults, stage)
+        parts = {name: options[name] or {} for name in ("model", "data")}
+        named = [str(part.get("class_path", "")).rpartition(".")[2] for part in parts.values()]
+        of_parts = {
+            f"{name}.{key}": value for name, part in parts.items() for key, value in part.get("init_args", part).items()
+        }
+        refuse_without_effect(self.given, of_parts, [self._model_class.__name__, *named])
         check_machine(trainer)
         logged = logged_by(options["model"]["class_path"]) if self.subcommand is not None else None
         check_objects(trainer, stage, logged)

@@ -84,7 +84,7 @@ def is_held(number: re.Match[str]) -> bool:
     but some, and what is smaller than all of them is not 0.
     """
     value = number_value(number)
-    if value is None or 0 < abs(value) <= 2**53:
+    if value is None or 0 < abs(value) < 2**53:
         return value is not None
     exact = _value(number, Fraction)
     is_nearest = value != 0 and (
