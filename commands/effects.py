@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.explain import given_options
-from datamodules.sources.catalogue import GSM_SYMBOLIC, HUB_TABLES, RESAMPLED
+from datamodules.sources.catalogue import GSM_SYMBOLIC, RESAMPLED, known_set
 from datamodules.sources.files import source_path
 from latent_tts.errors import UserError
 
@@ -55,7 +55,9 @@ def is_table(source: str) -> bool:
 
 def is_hub_set(source: str) -> bool:
     """Whether the problems come from the hub."""
-    return is_table(source) and (source in HUB_TABLES or (not source_path(source).exists() and not Path(source).suffix))
+    return is_table(source) and (
+        known_set(source) is not None or (not source_path(source).exists() and not Path(source).suffix)
+    )
 
 
 def has_splits(source: str) -> bool:

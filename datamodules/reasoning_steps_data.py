@@ -18,7 +18,7 @@ from datamodules.batching import (
 from datamodules.examples import GeneratedExamples, ListedExamples
 from datamodules.positions import PositionLimit
 from datamodules.resampling.resampled import Resampled, templates_of
-from datamodules.sources.catalogue import GSM_SYMBOLIC, HUB_TABLES, RESAMPLED, find_table
+from datamodules.sources.catalogue import GSM_SYMBOLIC, RESAMPLED, find_table, known_set
 from datamodules.sources.gsm_symbolic import GSMSymbolic
 from datamodules.sources.notices import notice
 from datamodules.sources.rows import GoodRows, to_example, to_question
@@ -259,7 +259,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         if self.val_examples is not None:
             yield from (example.question for example in self.val_examples.examples)
         for file in self.exclude:
-            table = find_table(file) if file in HUB_TABLES else self._table(file, None)
+            table = find_table(file) if known_set(file) else self._table(file, None)
             yield from GoodRows(table, to_question, self.skip_bad_rows)
 
 

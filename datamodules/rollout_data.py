@@ -41,8 +41,9 @@ class RolloutDataModule(LightningDataModule):
 
     Args:
         source: gsm-symbolic (generated offline), gsm8k, gsm_hard or multiarith (from the Hugging Face hub), the id of
-            another hub set (owner/name), or a local .jsonl, .json, .csv, .tsv or .parquet file, packed or not, or a folder
-            of such shards. Names that begin with data/ lie in the folder that LATENT_TTS_DATA names (docs/data.md).
+            another hub set (owner/name), each with its revision behind it or not (gsm8k@COMMIT), or a local .jsonl, .json,
+            .csv, .tsv or .parquet file, packed or not, or a folder of such shards. Names that begin with data/ lie in the
+            folder that LATENT_TTS_DATA names (docs/data.md).
         batch_size: Problems in a batch of one device; a batch that does not fit in memory is cut in parts.
         limit: Number of problems to take, from the start; null takes all.
         leave_out_too_long: Whether problems that need more positions than a model has, with thoughts and answer, are counted and
@@ -118,14 +119,18 @@ class RolloutDataModule(LightningDataModule):
             next(self.problems())
             return
         taken = self._taken()
-        questions = [question_key(problem.question) for problem in taken]
-        self.num_problems = len(questions)
+        golds: dict[str, set[float]] = {}
+        self.num_problems = 0
+        for self.num_problems, problem in enumerate(taken, 1):
+            golds.setdefault(question_key(problem.question), set()).add(problem.gold)
         taken.tell(self.source)
-        if not questions:
+        if not self.num_problems:
             raise UserError(f"no problem of {self.source!r} is left: each needs more positions than a model has")
-        if repeats := len(questions) - len(set(questions)):
+        if repeats := self.num_problems - len(golds):
+            at_odds = sum(len(found) > 1 for found in golds.values())
             notice(
-                f"{repeats} of {len(questions)} problems of {self.source!r} ask what another one asks; they count too "
+                f"{repeats} of {self.num_problems} problems of {self.source!r} ask what another one asks"
+                f"{f', {at_odds} of the questions with different gold answers' if at_odds else ''}; they count too "
                 "(--data.leave_out_repeats true takes each once)"
             )
 

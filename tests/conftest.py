@@ -150,9 +150,9 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable:
     def make(sets: dict[tuple[str, str], list[dict]]) -> list[tuple]:
         asked: list[tuple] = []
 
-        def load_dataset(path, name=None, *, split, streaming):
+        def load_dataset(path, name=None, *, split, streaming, **pinned):
             assert streaming
-            asked.append((path, name, split))
+            asked.append((path, name, split, *pinned.values()))
             rows = sets[path, split]
             return datasets.IterableDataset.from_generator(lambda: iter(rows))
 

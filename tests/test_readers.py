@@ -3,6 +3,7 @@
 import bz2
 import csv
 import gzip
+import io
 import json
 import lzma
 import os
@@ -55,6 +56,14 @@ def problems(path: Path | str, skip_bad_rows: bool = False, **options) -> list[P
     return list(GoodRows(find_table(str(path), **options), to_problem, skip_bad_rows))
 
 
+def column_twice() -> bytes:
+    """A Parquet file that a CSV reader would refuse."""
+    columns = [pyarrow.array([text]) for text in ("a", "1", "2")]
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, ["question", "answer", "answer"]), sink)
+    return sink.getvalue()
+
+
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".csv", ".tsv"])
 def test_every_format_is_read_packed_or_not(tmp_path, suffix, packing):
@@ -81,6 +90,15 @@ def test_a_folder_with_several_splits_or_formats_is_refused_unless_one_is_named(
     with pytest.raises(UserError, match=r"files of several kinds, .csv, .jsonl|files of several kinds"):
         problems(tmp_path)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folders" / "Train").mkdir(parents=True)
+    write(tmp_path / "folders" / "Train" / "rows.jsonl", ROWS[:5])
+    write(tmp_path / "folders" / "my-dev_set.jsonl", ROWS[5:])
+    with pytest.raises(UserError, match="holds the splits train, validation: name one"):
+        problems(tmp_path / "folders")
+    assert len(problems(tmp_path / "folders", split="train")) == 5
+    assert (
+        len(problems(tmp_path / "folders", split="dev")) == len(problems(tmp_path / "folders", split="validation")) == 7
+    )
     with pytest.raises(UserError, match="no file of rows"):
         problems(tmp_path / "empty")
 
@@ -189,9 +207,21 @@ def test_bytes_in_another_encoding_are_a_bad_row(tmp_path):
             "row 1.*: the row has 'answer' more than once",
         ),
         ("twice-in.json", b'{"n": 1, "data": [{"question": "a", "question": "b"}]}', "has 'question' more than once"),
+        (
+            "two-lists.json",
+            b'{"data": [{"question": "a", "answer": 1}], "data": []}',
+            "line 1: more follows the list of rows",
+        ),
+        (
+            "behind.json",
+            b'[{"question": "a", "answer": 1}]\n[{"question": "b", "answer": 1}]',
+            "more follows the list of rows",
+        ),
+        ("behind-data.json", b'{"data": [{"question": "a", "answer": 1}], "n": }', "more follows the list of rows"),
         ("quotes.csv", b'question,answer\n"a"b,1\n', "is no CSV"),
         ("semicolons.csv", b"question;answer\na;1\n", r"no column 'question', only \['question;answer'\]"),
         ("bytes.parquet", b"PAR1", "no readable parquet"),
+        ("twice.parquet", column_twice(), "column 'answer' more than once"),
     ],
 )
 def test_a_malformed_file_is_one_sentence(tmp_path, name, content, message):

@@ -254,12 +254,15 @@ def test_another_number_of_rows_than_a_set_is_known_to_have_is_said(num_rows, is
 def test_repeated_questions_are_counted_and_taken_once_where_asked(tmp_path, recwarn, capsys):
     path = tmp_path / "repeats.jsonl"
     texts = ["Janet's ducks lay 3 eggs?", " janet\u2019s  DUCKS lay 3 eggs ?", "Janet's ducks lay 35 eggs?"]
-    path.write_text("".join(json.dumps({"question": text, "answer": 1}) + "\n" for text in texts))
-    data = RolloutDataModule(str(path))
-    data.setup("predict")
-    assert data.num_problems == 3
-    said = capsys.readouterr().err
-    assert "1 of 3 problems" in said and "leave_out_repeats" in said
+    for other, at_odds in ((1, False), (2, True)):
+        rows = ({"question": text, "answer": answer} for text, answer in zip(texts, (1, other, 1), strict=True))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = RolloutDataModule(str(path))
+        data.setup("predict")
+        assert data.num_problems == 3
+        said = capsys.readouterr().err
+        assert "1 of 3 problems" in said and "leave_out_repeats" in said
+        assert ("1 of the questions with different gold answers" in said) == at_odds
     once = RolloutDataModule(str(path), leave_out_repeats=True)
     once.setup("predict")
     assert [problem.question for problem in once.problems()] == [texts[0], texts[2]]

@@ -185,11 +185,18 @@ def test_the_hub_is_streamed_by_name(fake_hub):
     expected = [Problem(problem_id_from_question("How many?"), "How many?", 7.0)]
     assert read_problems("gsm8k") == read_problems("gsm_hard") == expected
     assert read_problems("me/mine", split="dev", hub_config="hard", answer_column="final_ans") == expected
+    assert read_problems("gsm8k@0123abc") == expected
+    assert read_problems("me/mine@refs/pr/1", split="dev", answer_column="final_ans") == expected
     assert asked == [
         ("openai/gsm8k", "main", "test"),
         ("reasoning-machines/gsm-hard", None, "train"),
         ("me/mine", "hard", "dev"),
+        ("openai/gsm8k", "main", "test", "0123abc"),
+        ("me/mine", None, "dev", "refs/pr/1"),
     ]
+    for name in ("gsm8k@", "me/mine@", "gsm-symbolic@v1"):
+        with pytest.raises(UserError, match="is neither one of"):
+            find_table(name)
 
 
 def multiarith() -> dict[tuple[str, str], list[dict]]:

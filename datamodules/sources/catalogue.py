@@ -33,24 +33,34 @@ def find_table(
 ) -> Table:
     """The table that a source names: one of HUB_TABLES, a local file or folder, or a hub id `owner/name`.
 
+    Names of sets on the hub can have a revision behind them: `gsm8k@COMMIT`, `owner/name@v1`.
+
     Raises:
         UserError: It names none of these.
     """
-    known = HUB_TABLES.get(source)
+    name, _, revision = source.partition("@")
+    known = known_set(source)
     columns = _columns(known.columns if known else Columns(), question_column, answer_column, steps_column)
     splits = () if split is None else (split,)
     if known is not None:
         sizes = () if splits or hub_config else known.known_sizes
-        return Table(source, columns, known.hub_id, hub_config or known.hub_config, splits or known.splits, sizes)
+        config = hub_config or known.hub_config
+        return Table(source, columns, known.hub_id, config, splits or known.splits, sizes, revision or None)
     path = source_path(source)
     if path.exists() or is_readable(path):
         return Table(source, columns, splits=splits)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return Table(source, columns, source, hub_config, splits or ("test",))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source):
+        return Table(source, columns, name, hub_config, splits or ("test",), revision=revision or None)
     raise UserError(
         f"source {source!r} is neither one of {', '.join([GSM_SYMBOLIC, *HUB_TABLES])}, nor a file or folder of rows "
         f"({', '.join(READERS)}), nor the id of a hub data set (owner/name)"
     )
+
+
+def known_set(source: str) -> Table | None:
+    """The set that a name, with a revision or without, has in HUB_TABLES."""
+    name, at, revision = source.partition("@")
+    return None if at and not revision else HUB_TABLES.get(name)
 
 
 def refuse_columns(**options: object) -> None:

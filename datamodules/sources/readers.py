@@ -13,7 +13,7 @@ import lzma
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -67,14 +67,23 @@ def shards(folder: Path, split: str | None = None) -> list[Path]:
 def _of_one_split(folder: Path, files: list[Path], split: str | None) -> list[Path]:
     of_split: dict[str, list[Path]] = {}
     for file in files:
-        name = re.match(r"(?i)(train|test|validation|valid|val|dev)(?![a-z])", file.name)
-        of_split.setdefault(name[1].lower() if name else "", []).append(file)
+        of_split.setdefault(_split_of(file.relative_to(folder)), []).append(file)
     if len(of_split) == 1:
         return files
+    split = None if split is None else _SPLITS.get(split.lower(), split)
     if split not in of_split:
         names = ", ".join(filter(None, of_split))
         raise UserError(f"the folder {str(folder)!r} holds the splits {names}: name one of them as split, or one file")
     return of_split[split]
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name says, or that of a folder on the way to it; empty where none does."""
+    for part in reversed(file.parts):
+        word = _SPLIT_WORD.search(part.lower())
+        if word is not None:
+            return _SPLITS[word[0]]
+    return ""
 
 
 def _format(path: Path) -> str:
@@ -122,9 +131,10 @@ def _read_json(path: Path) -> Iterator[Row]:
     """A list of objects, decoded one by one, so that each is known by its line; or such a list under the key `data`."""
     with _open(path) as file:
         text = file.read()
-    start = re.match(r'\s*(?:\{\s*"data"\s*:\s*)?\[', text)
+    start = re.match(r'\s*(\{\s*"data"\s*:\s*)?\[', text)
     if start is not None:
-        yield from _read_list(path, text, start.end())
+        end = yield from _read_list(path, text, start.end())
+        _check_rest(path, text, end, inside_object=start[1] is not None)
         return
     try:
         rows = _DECODER.decode(text) if text.lstrip().startswith("{") else None
@@ -140,7 +150,22 @@ def _read_json(path: Path) -> Iterator[Row]:
     yield from (_object_row(f"{path}, row {number} of data", value) for number, value in enumerate(rows["data"], 1))
 
 
-def _read_list(path: Path, text: str, position: int) -> Iterator[Row]:
+def _check_rest(path: Path, text: str, end: int, inside_object: bool) -> None:
+    """Refuses what no reader would see behind a list of rows: a second list, or text that is no JSON."""
+    try:
+        if inside_object and "data" not in _DECODER.decode('{"": 0' + text[end:]):
+            return
+        is_read = not inside_object and not text[end:].strip()
+    except (ValueError, RecursionError):
+        is_read = False
+    if not is_read:
+        raise UserError(
+            f"{path}, line {text.count(chr(10), 0, end) + 1}: more follows the list of rows, which would not be read: take it out"
+        )
+
+
+def _read_list(path: Path, text: str, position: int) -> Generator[Row, None, int]:
+    """The rows of a list that begins at a position of a text; returns where it has ended."""
     line, counted_to, number = 1, 0, 0
     while (position := _skip_blanks(text, position)) < len(text) and text[position] != "]":
         line, counted_to, number = line + text.count("\n", counted_to, position), position, number + 1
@@ -163,6 +188,7 @@ def _read_list(path: Path, text: str, position: int) -> Iterator[Row]:
             raise UserError(f"{where}: no comma and no end of the list follows this row")
     if position >= len(text):
         raise UserError(f"{str(path)!r} ends before its list of rows does: it was cut off, get it again")
+    return position + 1
 
 
 def _skip_blanks(text: str, position: int) -> int:
@@ -224,8 +250,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(lines, strict=True, delimiter="\t" if _format(path) == ".tsv" else ",")
         try:
             names = reader.fieldnames or []
-            if repeated := [name for name, count in Counter(names).items() if count > 1]:
-                raise UserError(f"{str(path)!r} has the column {repeated[0]!r} more than once: rename one of them")
+            _named_once_each(path, names)
             for columns in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in columns or None in columns.values():
@@ -236,13 +261,20 @@ def _read_csv(path: Path) -> Iterator[Row]:
             raise UserError(f"{path}, line {reader.line_num}: is no CSV ({error})") from error
 
 
+def _named_once_each(path: Path, columns: Sequence[str]) -> None:
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"{str(path)!r} has the column {repeated[0]!r} more than once: rename one of them")
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        file = pyarrow.parquet.ParquetFile(path)
+        _named_once_each(path, file.schema_arrow.names)
+        for batch in file.iter_batches(batch_size=1024):
             for columns in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}, row {number}", columns)
@@ -250,6 +282,12 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         raise UserError(f"{str(path)!r} is no readable parquet file: {str(error).splitlines()[0]}") from error
 
 
+# As `datasets` knows them, by words that stand by themselves in a name.
+_SPLITS = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(
+    ("test", "testing", "eval", "evaluation"), "test"
+)
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+_SPLIT_WORD = re.compile(rf"(?<![a-z0-9])(?:{'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z0-9])")
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,

@@ -31,6 +31,8 @@ class Table:
     hub_config: str | None = None
     splits: tuple[str, ...] = ()
     known_sizes: tuple[int, ...] = ()
+    revision: str | None = None
+    """Commit, tag or branch of a set on the hub; None takes its newest."""
 
     def rows(self) -> Iterator[Row]:
         """Streams the rows; UserError where the table can't be read at all."""
@@ -44,14 +46,16 @@ class Table:
         import datasets
 
         try:
-            stream = datasets.load_dataset(self.hub_id, self.hub_config, split=split, streaming=True)
+            pinned = {} if self.revision is None else {"revision": self.revision}
+            stream = datasets.load_dataset(self.hub_id, self.hub_config, split=split, streaming=True, **pinned)
             # In a data loader's worker, plain iteration gives that worker's share of the shards; here each reads all.
             for number, batch in enumerate(stream.iter(batch_size=1), 1):
                 yield Row(f"{self.hub_id} ({split}), row {number}", {name: cell[0] for name, cell in batch.items()})
         except Exception as error:  # the packages below raise anything from OSError to errors of their HTTP clients
             reason = (str(error).strip().splitlines() or [""])[0]
+            name = self.hub_id if self.revision is None else f"{self.hub_id}@{self.revision}"
             raise UserError(
-                f"data set {self.hub_id!r}, split {split!r}, can't be read from the Hugging Face hub "
+                f"data set {name!r}, split {split!r}, can't be read from the Hugging Face hub "
                 f"({type(error).__name__}: {reason}): check id, split and network, or name a local file instead"
             ) from error
 
