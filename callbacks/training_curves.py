@@ -100,10 +100,11 @@ class ValidationAnswers(Callback):
         if not self.rows or trainer.sanity_checking or not trainer.is_global_zero:
             return
         for logger in trainer.loggers:
-            _log_answers(logger, self.rows, trainer.global_step)
+            log_answers(logger, self.rows, trainer.global_step)
 
 
-def _log_answers(logger: Logger, rows: list[tuple[str, str, str]], step: int) -> None:
+def log_answers(logger: Logger, rows: list[tuple[str, str, str]], step: int) -> None:
+    """Question, gold answer and model's answer, to a logger that shows text."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_text("val/answers", as_table(rows), step)
     elif isinstance(logger, WandbLogger):

@@ -99,6 +99,15 @@ def test_an_evaluation_leaves_the_documented_files(finished):
     }  # fmt: skip
 
 
+def test_predictions_are_a_data_set_as_they_are(finished, tmp_path):
+    import datasets
+
+    rows = datasets.load_dataset(str(finished / "predictions"), split="train", cache_dir=str(tmp_path))
+    lines = [json.loads(line) for line in (finished / "predictions" / "rank-00000.jsonl").read_text().splitlines()]
+    assert [row["problem_id"] for row in rows] == [line["problem_id"] for line in lines]
+    assert [row["rollouts"][1]["text"] for row in rows] == [line["rollouts"][1]["text"] for line in lines]
+
+
 def test_metrics_json_has_the_documented_fields(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert set(metrics["coverage"]) == {"1", "2"} and set(metrics["accuracy"]["majority_voting"]) == {"1", "2"}
@@ -359,6 +368,25 @@ def test_the_script_ends_with_code_2_and_one_line():
     )
 
 
+def assert_live_figures_are_of_both(run, metrics):
+    """The last point of every curve, which rank 0 logs, has counted the problems of all ranks."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    last = {
+        tag.partition("/")[2]: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"] if tag.startswith("live/")
+    }
+    assert {point.step for point in last.values()} == {metrics["num_problems"]}
+    for name, expected in (
+        ("greedy", metrics["accuracy"]["greedy"]),
+        ("single", metrics["accuracy"]["single"]),
+        ("coverage_2", metrics["coverage"]["2"]),
+        ("invalid_answer_rate", metrics["invalid_answer_rate"]),
+    ):
+        assert last[name].value == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.slow
 def test_two_processes_give_the_records_and_metrics_of_one(small, tmp_path):
     options = [*small, "--data.limit=11", "--data.batch_size=2"]
     assert evaluate(*options, f"--output={tmp_path / 'one'}") == 0
@@ -373,6 +401,7 @@ def test_two_processes_give_the_records_and_metrics_of_one(small, tmp_path):
         del metrics[name]["throughput"]
     assert len(records["one"]) == 11 and records["one"] == records["two"]
     assert metrics["one"] == metrics["two"]
+    assert_live_figures_are_of_both(tmp_path / "two", metrics["two"])
     assert evaluate(*options, f"--output={tmp_path / 'two'}") == 0  # one process goes on with the files of two
     again = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert again.pop("throughput") and again == metrics["one"]

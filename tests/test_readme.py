@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,14 +54,23 @@ def run(command: str, more: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
 
 
+def git(*words: str, folder: Path) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.slow
 def test_the_whole_way_from_a_random_model_to_a_report(tmp_path):
     way = commands(README.split("<!-- whole way: begin -->")[1].split("<!-- whole way: end -->")[0])
     assert len(way) == len(SMALLER)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    git("init", "--quiet", folder=tmp_path)
+    before = git("status", "--porcelain", folder=tmp_path)
     for command, more in zip(way, SMALLER, strict=True):
         run(command, more, tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
+    assert (
+        git("status", "--porcelain", folder=tmp_path) == before
+    )  # what runs write is ignored, and nothing else is written
     metrics = json.loads((tmp_path / "results" / "everything" / "metrics.json").read_text())
     assert metrics["num_problems"] == 4
     assert {"greedy", "majority_voting", "best_of_n_last", "beam_search", "particle_filtering"} <= set(
