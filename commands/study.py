@@ -6,7 +6,7 @@ A file of `configs/study/` names a base configuration, options that all runs sha
 they differ. Each run is an ordinary `evaluate.py` in a folder of its own, so a study that was killed goes on by the same command.
 The figures of a text can be traced to docs/runs/STUDY/: RUN.json is the metrics.json of a run, comparison.json how runs differ
 problem by problem. A study that has to make models first holds several such parts, done in the order of `PARTS`: `{folder}` in an
-option stands for the study's own folder, in which every step has one of its name.
+option stands for the study's own folder, in which every step has one of its name. A run may name a `config` of its own.
 """
 
 from __future__ import annotations
@@ -115,10 +115,11 @@ def _is_part(part: Any) -> bool:
 
 
 def _steps(part: Part, content: Mapping[str, Any], folder: Path) -> Iterator[Step]:
-    configs = content["config"] if isinstance(content["config"], list) else [content["config"]]
     for name, differing in content["runs"].items():
         output = folder / str(name)
-        options = {**(content["options"] or {}), **(differing or {})}
+        options = {"config": content["config"], **(content["options"] or {}), **(differing or {})}
+        config = options.pop("config")
+        configs = config if isinstance(config, list) else [config]
         given = [f"--{key}={_written(value)}".replace("{folder}", str(folder)) for key, value in options.items()]
         words = [*part.command, *(f"--config={one}" for one in configs), *given, f"{part.output}={output}"]
         yield Step(str(name), output, words, part.keep)

@@ -89,6 +89,22 @@ def test_tables_are_read_off_the_files(kept):
     assert points(Cell(0.01, -0.01, 0.03)) == "+1.0 (-1.0 to +3.0)"
 
 
+def test_reward_models_stand_by_kind_with_a_column_for_every_seed(tmp_path):
+    """Recall@1 of their trainings, and the paired gain over voting that their runs have."""
+    for seed, recall in ((0, 0.6), (1, 0.65)):
+        metrics = make_metrics_json(16, 0.5)
+        metrics["difference_to_majority_voting"]["best_of_n@16"] = interval(0.01 * seed)
+        (tmp_path / f"one-hot-{seed}.json").write_text(json.dumps(metrics))
+        training = {"state": "finished", "best": {"metric": "val/recall_at_1", "value": recall}}
+        (tmp_path / f"rm-one-hot-{seed}.json").write_text(json.dumps(training))
+    (tmp_path / "shipped-0.json").write_text(json.dumps(make_metrics_json(16, 0.5)))
+    header, rows = TABLES["reward"](read_kept(tmp_path))
+    row = dict(zip(header, rows[0], strict=True))
+    assert row["reward model"] == "`one-hot`" and rows[1][:3] == ["`shipped`", "", ""]
+    assert (row["recall @ 1, seed 0"], row["recall @ 1, seed 1"]) == ("60.0", "65.0")
+    assert row["best-of-N minus voting, seed 1"] == "+1.0 (-1.0 to +3.0)"
+
+
 def test_within_a_budget_stands_the_largest_k_that_it_pays_for(kept):
     study = read_kept(kept / "coverage-tiny-codi")
     steps = study.runs[0].metrics["token_steps"]["rollouts"]

@@ -89,13 +89,13 @@ def test_metrics_are_kept_run_by_run_and_a_run_that_fails_ends_the_study(study, 
 def test_parts_are_done_in_their_order_each_with_its_command_and_its_folder(study, tmp_path):
     study.write_text(
         "evaluations: {config: [a.yaml, b.yaml], options: {m.r: '{folder}/head/model'}, runs: {own: {}}}\n"
-        "trainings: {config: t.yaml, options: {}, runs: {head: {d.folder: '{folder}/notes'}}}\n"
+        "trainings: {config: t.yaml, options: {}, runs: {head: {config: u.yaml, d.folder: '{folder}/notes'}}}\n"
         "annotations: {config: n.yaml, options: null, runs: {notes: {}}}\n"
     )
     folder = tmp_path / "small"
     assert [step.words for step in read_study(study, tmp_path)] == [
         ["evaluate.py", "annotate", "--config=n.yaml", f"--output={folder}/notes"],
-        ["train.py", "fit", "--config=t.yaml", f"--d.folder={folder}/notes", f"--output={folder}/head"],
+        ["train.py", "fit", "--config=u.yaml", f"--d.folder={folder}/notes", f"--output={folder}/head"],
         ["evaluate.py", "--config=a.yaml", "--config=b.yaml", f"--m.r={folder}/head/model", f"--output={folder}/own"],
     ]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class KeptStudy:
 
     name: str
     runs: Sequence[KeptRun]
+    trainings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What is kept of its trainings, by name."""
 
     def run(self, name: str) -> KeptRun:
         """One of them.
@@ -109,7 +111,8 @@ def read_kept(folder: Path) -> KeptStudy:
     if not evaluations:
         raise UserError(f"{folder} holds no run of a study.")
     order = [*(name for name in beside if name in evaluations), *(name for name in evaluations if name not in beside)]
-    return KeptStudy(folder.name, [KeptRun(name, evaluations[name], beside.get(name)) for name in order])
+    trainings = {name: content for name, content in files.items() if name not in evaluations}
+    return KeptStudy(folder.name, [KeptRun(name, evaluations[name], beside.get(name)) for name in order], trainings)
 
 
 CONTROLS = ("own", "shuffle", "first-4", "first-2", "first-1", "first-0", "zero")

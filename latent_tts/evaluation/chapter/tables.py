@@ -129,6 +129,45 @@ def over_k_table(study: KeptStudy) -> Table:
     return ["", *(f"k = {k}" for k in ks)], [*rows, ["token steps without scores", *steps]]
 
 
+def reward_table(study: KeptStudy) -> Table:
+    """Every kind of reward model, a run `KIND-SEED` each: recall@1 in validation, and its paired gains over voting by seed."""
+    kinds = list(dict.fromkeys(_kind_and_seed(run)[0] for run in study.runs))
+    seeds = sorted({_kind_and_seed(run)[1] for run in study.runs})
+    gains = {"best-of-N": "best_of_n", "weighted voting": "weighted_voting"}
+    header = ["reward model", *(f"recall @ 1, seed {seed}" for seed in seeds)]
+    header += [f"{name} minus voting, seed {seed}" for name in gains for seed in seeds]
+    rows = []
+    for kind in kinds:
+        runs = {seed: run for run in study.runs for one, seed in [_kind_and_seed(run)] if one == kind}
+        recalls = [_recall(study, kind, seed) for seed in seeds]
+        rows.append(
+            [
+                f"`{kind}`",
+                *recalls,
+                *(_gain(runs.get(seed), family) for family in gains.values() for seed in seeds),
+            ]
+        )
+    return header, rows
+
+
+def _kind_and_seed(run: KeptRun) -> tuple[str, str]:
+    kind, _, seed = run.name.rpartition("-")
+    return kind, seed
+
+
+def _recall(study: KeptStudy, kind: str, seed: str) -> str:
+    best = study.trainings.get(f"rm-{kind}-{seed}", {}).get("best")
+    return "" if best is None else f"{100 * best['value']:.1f}"
+
+
+def _gain(run: KeptRun | None, family: str) -> str:
+    """The paired difference to voting over all rollouts, of the first aggregation of a family."""
+    if run is None:
+        return ""
+    found = next((row for row in results(run.metrics) if row.strategy.method.startswith(family)), None)
+    return "" if found is None else points(found.difference)
+
+
 TABLES: dict[str, Callable[[KeptStudy], Table]] = {
     "controls": controls_table,
     "coverage": coverage_table,
@@ -137,6 +176,7 @@ TABLES: dict[str, Callable[[KeptStudy], Table]] = {
     "risk": risk_table,
     "strategies": strategies_table,
     "over-k": over_k_table,
+    "reward": reward_table,
 }
 """By the name that the chapter gives."""
 
