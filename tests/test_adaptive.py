@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from latent_tts.aggregation import AdaptiveVoting, MajorityVoting
@@ -104,6 +105,31 @@ def test_drawing_by_the_rule_is_replaying_it_on_rollouts_drawn_at_once(kind, sam
     for i, stop in enumerate(stops):
         assert found.token_steps[i] == engine.rollout(questions[i : i + 1], stop, seed=3).token_steps[0]
     assert len(set(stops)) > 1
+
+
+@pytest.mark.parametrize("ready", [1, 5, 9, 12])
+@pytest.mark.parametrize("kind", ["coconut", "colar"])
+def test_rollouts_that_are_drawn_already_are_taken_over(kind, ready, engine, questions, monkeypatch):
+    """The same answers and bill, and nothing before the first rollout that was missing is drawn again."""
+    engine = engine(AdditiveGaussianNoise(1.0), kind)
+    alone = LIVE.search(engine, None, questions, seed=3)
+    start = engine.start(questions, 3)
+    drawn, firsts, draw = engine.rollout_from(start, ready), [], engine.rollout_from
+    monkeypatch.setattr(engine, "rollout_from", lambda state, n, first: firsts.append(first) or draw(state, n, first))
+    found = LIVE.search(engine, None, questions, seed=3, start=start, drawn=drawn)
+    assert (found.answers, found.texts) == (alone.answers, alone.texts)
+    assert torch.equal(found.token_steps, alone.token_steps)
+    assert all(first >= ready for first in firsts) and bool(firsts) == (ready < 9)
+
+
+def test_rollouts_between_two_numbers_are_those_drawn_alone(engine, questions):
+    engine = engine(MonteCarloDropout(0.3, scope="prompt+latent"), "colar")
+    part, alone = (
+        engine.rollout(questions, 6, seed=3).between(2, 5),
+        engine.rollout(questions, 3, seed=3, first_rollout=2),
+    )
+    assert (part.texts, part.answers) == (alone.texts, alone.answers)
+    assert torch.equal(part.token_steps, alone.token_steps) and torch.equal(part.num_latents, alone.num_latents)
 
 
 def test_what_is_found_does_not_depend_on_the_batch(engine, questions):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class Rollouts:
         answers: B lists of N parsed answers, ``None`` where there is none.
         token_steps: (B,) int64, positions that went through the model for a problem: its compute.
         shared_steps: (B,) int64, how many of these once for all its rollouts.
+        rollout_steps: (B, N) int64, the others by rollout; None where only their sum is known.
     """
 
     questions: list[str]
@@ -76,6 +77,7 @@ class Rollouts:
     answers: list[list[float | None]]
     token_steps: Tensor
     shared_steps: Tensor
+    rollout_steps: Tensor | None = None
 
     @classmethod
     def of(
@@ -94,7 +96,7 @@ class Rollouts:
         thoughts = finished.num_latents.view(shape).cpu()  # (B, N)
         shared = prompt_steps(prompts, 0, sharing) + (thoughts[:, 0] if shared_thoughts else 0)
         spent = answers.num_tokens.view(shape).cpu() + (0 if shared_thoughts else thoughts)
-        own = prompt_steps(prompts, size, sharing) - prompt_steps(prompts, 0, sharing) + spent.sum(dim=1)  # (B,)
+        own = (prompt_steps(prompts, 1, sharing) - prompt_steps(prompts, 0, sharing)).unsqueeze(1) + spent  # (B, N)
         starts = range(0, len(answers.texts), size)
         return cls(
             questions=[prompt.question for prompt in prompts],
@@ -105,8 +107,26 @@ class Rollouts:
             answer_ids=answers.ids.view(*shape, -1),
             texts=[answers.texts[start : start + size] for start in starts],
             answers=[answers.answers[start : start + size] for start in starts],
-            token_steps=shared + own,
+            token_steps=shared + own.sum(dim=1),
             shared_steps=shared,
+            rollout_steps=own,
+        )
+
+    def between(self, first: int, end: int) -> Rollouts:
+        """Rollouts ``first`` to ``end`` (not included) of every problem, as if they alone had been drawn."""
+        assert self.rollout_steps is not None, "what each rollout has cost is not known"
+        some = slice(first, end)
+        own = self.rollout_steps[:, some]
+        return replace(
+            self,
+            latents=self.latents[:, some],
+            num_latents=self.num_latents[:, some],
+            finite=self.finite[:, some],
+            answer_ids=self.answer_ids[:, some],
+            texts=[texts[some] for texts in self.texts],
+            answers=[answers[some] for answers in self.answers],
+            token_steps=self.shared_steps + own.sum(dim=1),
+            rollout_steps=own,
         )
 
     def of_problems(self, index: Sequence[int]) -> Rollouts:
@@ -124,6 +144,7 @@ class Rollouts:
             answers=[self.answers[i] for i in index],
             token_steps=self.token_steps[rows],
             shared_steps=self.shared_steps[rows],
+            rollout_steps=None if self.rollout_steps is None else self.rollout_steps[rows],
         )
 
 
@@ -144,6 +165,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         return parts[0]
     first, rows = parts[0], range(len(parts[0].questions))
     spent = torch.stack([part.token_steps - part.shared_steps for part in parts]).sum(dim=0)
+    own = [part.rollout_steps for part in parts if part.rollout_steps is not None]
     return Rollouts(
         questions=first.questions,
         problem_ids=first.problem_ids,
@@ -155,6 +177,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         answers=[[answer for part in parts for answer in part.answers[i]] for i in rows],
         token_steps=first.shared_steps + spent,
         shared_steps=first.shared_steps,
+        rollout_steps=torch.cat(own, dim=1) if len(own) == len(parts) else None,
     )
 
 

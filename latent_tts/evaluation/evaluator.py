@@ -176,7 +176,7 @@ class Evaluator:
             greedy=self._greedy(start, problems),
             written=None if self.written_engine is None else self.written_engine.rollout(questions, num_rollouts=1),
             scores=self._scores(questions, rollouts),
-            found=self._search(questions, ids, start, self._by_key()),
+            found=self._search(questions, ids, start, self._by_key(), rollouts),
         )
         self._note(ids, rollouts)
         records = [make_record(problem, i, drawn, self.answer_rule) for i, problem in enumerate(problems)]
@@ -299,11 +299,16 @@ class Evaluator:
             return torch.cat(parts, dim=1).cpu()
 
     def _search(
-        self, questions: Sequence[str], ids: list[str], start: ThoughtState, searches: dict[str, Search]
+        self,
+        questions: Sequence[str],
+        ids: list[str],
+        start: ThoughtState,
+        searches: dict[str, Search],
+        drawn: Rollouts | None = None,
     ) -> dict[str, SearchResult]:
         scorer: Any = self.reward_model  # None only where no search needs one
         return {
-            key: search.search(self.engine, scorer, questions, self.seed, ids, start)
+            key: search.search(self.engine, scorer, questions, self.seed, ids, start, drawn)
             for key, search in searches.items()
         }
 

@@ -70,30 +70,41 @@ class AdaptiveRollouts(StoppingRule, Named):
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
         start: ThoughtState | None = None,
+        drawn: Rollouts | None = None,
     ) -> SearchResult:
         """See `Search.search`; the reward model is not asked."""
         state = engine.start(questions, seed, problem_ids) if start is None else start
         found: list[SearchResult | None] = [None] * state.num_problems
-        left, drawn = list(range(state.num_problems)), None
+        left, seen = list(range(state.num_problems)), None
         while left:
-            drawn = self._drawn_on(engine, state, drawn)
-            done = [i for i in range(len(left)) if self._ends(drawn, i)]
+            seen = self._seen_on(engine, state, seen, drawn)
+            done = [i for i in range(len(left)) if self._ends(seen, i)]
             for i in done:
-                found[left[i]] = _majority(drawn, i)
+                found[left[i]] = _majority(seen, i)
             going = [i for i in range(len(left)) if i not in set(done)]
             if going:
-                state, drawn = state.select(torch.tensor(going).unsqueeze(1)), drawn.of_problems(going)
+                state, seen = state.select(torch.tensor(going).unsqueeze(1)), seen.of_problems(going)
+                drawn = None if drawn is None else drawn.of_problems(going)
             left = [left[i] for i in going]
         return _joined([one for one in found if one is not None])
 
-    def _drawn_on(self, engine: RolloutEngine, state: ThoughtState, drawn: Rollouts | None) -> Rollouts:
-        first = 0 if drawn is None else len(drawn.texts[0])
-        more = engine.rollout_from(state, min(self.portion, self.max_rollouts - first), first)
-        return more if drawn is None else join_rollouts([drawn, more])
+    def _seen_on(
+        self, engine: RolloutEngine, state: ThoughtState, seen: Rollouts | None, drawn: Rollouts | None
+    ) -> Rollouts:
+        """The rollouts seen, and the next portion: of those that are drawn already as far as they go, then new ones."""
+        first = 0 if seen is None else len(seen.texts[0])
+        end = min(first + self.portion, self.max_rollouts)
+        there = first if drawn is None else min(end, max(first, len(drawn.texts[0])))
+        parts = [] if seen is None else [seen]
+        if drawn is not None and there > first:
+            parts.append(drawn.between(first, there))
+        if end > there:
+            parts.append(engine.rollout_from(state, end - there, there))
+        return join_rollouts(parts)
 
-    def _ends(self, drawn: Rollouts, i: int) -> bool:
-        spent = self.max_token_steps is not None and int(drawn.token_steps[i]) >= self.max_token_steps
-        return spent or len(drawn.texts[i]) == self.max_rollouts or self.settled(drawn.answers[i])
+    def _ends(self, seen: Rollouts, i: int) -> bool:
+        spent = self.max_token_steps is not None and int(seen.token_steps[i]) >= self.max_token_steps
+        return spent or len(seen.texts[i]) == self.max_rollouts or self.settled(seen.answers[i])
 
 
 def _majority(drawn: Rollouts, i: int) -> SearchResult:

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from latent_tts.answers import parse_answer
 from latent_tts.engine.engine import RolloutEngine
-from latent_tts.engine.rollouts import Answers
+from latent_tts.engine.rollouts import Answers, Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.seeding import widest_float
@@ -91,6 +91,7 @@ class Search(Protocol):
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
         start: ThoughtState | None = None,
+        drawn: Rollouts | None = None,
     ) -> SearchResult:
         """Finds an answer to every question.
 
@@ -101,6 +102,8 @@ class Search(Protocol):
             seed: Together with the problem id it decides every random draw.
             problem_ids: P ids; ``None`` derives each from its question's text.
             start: What ``engine.start`` made of them, where the prompts have been encoded already.
+            drawn: The first rollouts of these problems, where they have been drawn already; a search by rollouts takes them over,
+                and counts what they have cost.
         """
 
 

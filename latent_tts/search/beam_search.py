@@ -27,6 +27,7 @@ from torch import Tensor
 
 from latent_tts.aggregation import MajorityVoting, Named, StepReduction, reduce_step_scores
 from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
@@ -82,6 +83,7 @@ class BeamSearch(Named):
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
         start: ThoughtState | None = None,
+        drawn: Rollouts | None = None,
     ) -> SearchResult:
         """See `Search.search`."""
         first = self.num_first or self.num_beams * self.num_candidates

@@ -40,6 +40,7 @@ from torch import Tensor
 
 from latent_tts.aggregation.base import Named, answer_classes
 from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.rollouts import Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.search.base import ScoredThoughts, SearchResult, StepScorer
@@ -108,6 +109,7 @@ class ParticleFiltering(Named):
         seed: int = 0,
         problem_ids: Sequence[str] | None = None,
         start: ThoughtState | None = None,
+        drawn: Rollouts | None = None,
     ) -> SearchResult:
         """See `Search.search`."""
         rows = ScoredThoughts(engine, reward_model, questions, self.num_particles, seed, problem_ids, start)
