@@ -57,7 +57,7 @@ def kept(tmp_path) -> Path:
         risk = {"by votes": {"area": 0.25, "at": {f"{share / 10:g}": interval(0.3) for share in range(1, 11)}}}
         differences = {"coverage@16": interval(0.05)} if i else {}
         found = {"differences": differences, "full_differences": {"single": interval(-0.01)} if i else {}}
-        beside.append({"name": name, "problems": {"diversity_and": outcomes, "risk": risk}} | found)
+        beside.append({"name": name, "problems": {"diversity_and": outcomes, "risk": risk, "luck": 0.21}} | found)
     (folder / "comparison.json").write_text(json.dumps({"runs": beside}))
     (folder / "head.json").write_text(json.dumps({"state": "finished"}))  # of a training, which has no rollouts
     return tmp_path
@@ -80,6 +80,7 @@ def test_tables_are_read_off_the_files(kept):
     row = dict(zip(header, rows[1], strict=True))
     assert row["run"] == "`noise-1`" and row["cosine distance"] == "0.10" and row["N"] == "16"
     assert row["coverage @ 16"] == shown(run.at("coverage@16"))
+    assert (row["coverage by another problem's"], row["different answers"]) == ("21.0", "")
     assert row["coverage, minus `noise-0.5`"] == "**+5.0 (+3.0 to +7.0)**" and rows[0][-1] == ""
     for name in TABLES.keys() - {"controls"}:
         header, rows = TABLES[name](study)

@@ -15,6 +15,8 @@ from latent_tts.evaluation.problem_statistics import (
     GIVEN_GREEDY,
     GIVEN_OTHERS,
     PLAIN,
+    AnswerSet,
+    luck,
     problem_statistics,
 )
 from latent_tts.evaluation.record_table import table_of
@@ -106,6 +108,21 @@ def test_difficulty_is_the_greedy_answer_or_what_the_other_runs_reach():
     others = shares[1:].mean(axis=0)
     assert found[GIVEN_OTHERS].mean == pytest.approx(partial_rank_correlation(diversity, shares[0], others))
     assert GIVEN_OTHERS not in problem_statistics(tables[0]).correlations["coverage"]
+
+
+def test_luck_is_what_the_rollouts_of_another_problem_cover():
+    """Of three problems: gold 1 stands among the answers of one of the two others, gold 2 of none, gold 3 of both."""
+    answers = [
+        AnswerSet(1.0, frozenset({1.0, 3.0})),
+        AnswerSet(2.0, frozenset({1.0, 2.0, 3.0})),
+        AnswerSet(3.0, frozenset()),
+    ]
+    assert luck(answers) == pytest.approx((1 + 0 + 2) / 6)
+    record = make_record(3)
+    assert AnswerSet.of(record).given == {one.answer for one in record.rollouts} - {None}
+    found = problem_statistics(table_of([make_record(i) for i in range(3)]), answers=answers)
+    assert found.luck == luck(answers) and found.different_answers == pytest.approx(5 / 3)
+    assert problem_statistics(table_of([record])).to_json()["luck"] is None
 
 
 def test_what_is_unknown_is_null_and_one_rollout_has_nothing_to_withhold():

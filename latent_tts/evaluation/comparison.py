@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.paired_runs import PairedRuns, Rows, full_key
+from latent_tts.evaluation.paired_runs import PairedRuns, ReadBeside, full_key
 from latent_tts.evaluation.problem_statistics import ProblemStatistics, problem_statistics
 from latent_tts.evaluation.record_table import table_of_rows
 from latent_tts.evaluation.records import Record, rounded
@@ -129,7 +129,7 @@ def compare(
     shared = _shared(problems, names, first, common)
     pairs = PairedRuns(read[first], shared)
     found = [pairs.baseline() if i == first else pairs.compared(run) for i, run in enumerate(read)]
-    statistics = _statistics([one.rows for one in found])
+    statistics = _statistics(found)
     compared = [
         ComparedRun(name, path, label or name, one.metrics, one.equal, one.full, shown, len(own) - len(shared))
         for name, path, label, one, shown, own in zip(names, runs, labels, found, statistics, problems, strict=True)
@@ -137,10 +137,12 @@ def compare(
     return Comparison(tuple(compared), first, len(shared))
 
 
-def _statistics(rows: Sequence[Rows]) -> list[ProblemStatistics]:
+def _statistics(found: Sequence[ReadBeside]) -> list[ProblemStatistics]:
     """Of every run beside the others, in the order of the first one's problems."""
-    tables = [table_of_rows([run[problem_id] for problem_id in rows[0]]) for run in rows]
-    return [problem_statistics(table, [*tables[:i], *tables[i + 1 :]]) for i, table in enumerate(tables)]
+    order = list(found[0].rows)
+    tables = [table_of_rows([run.rows[problem_id] for problem_id in order]) for run in found]
+    answers = [[run.answers[problem_id] for problem_id in order] for run in found]
+    return [problem_statistics(table, [*tables[:i], *tables[i + 1 :]], answers[i]) for i, table in enumerate(tables)]
 
 
 def _place_of(baseline: Path | None, runs: Sequence[Path]) -> int:

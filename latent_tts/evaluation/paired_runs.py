@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from latent_tts.evaluation.problem_statistics import AnswerSet
 from latent_tts.evaluation.record_table import row_of
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.remake import ReadRun
@@ -20,16 +21,18 @@ from latent_tts.metrics.intervals import Interval
 Values = dict[Strategy, float]
 Rows = dict[str, dict[str, Any]]
 """Problem id -> `record_table.row_of`."""
+Answers = dict[str, AnswerSet]
 
 
 @dataclass(frozen=True)
 class ReadBeside:
-    """What is read of one run: its metrics, its differences at equal and at full budgets, and a row of every problem."""
+    """What is read of one run: metrics, differences at equal and at full budgets, a row and the answers of every problem."""
 
     metrics: Metrics
     equal: Mapping[Strategy, Interval]
     full: Mapping[str, Interval]
     rows: Rows
+    answers: Answers
 
 
 class PairedRuns:
@@ -39,20 +42,23 @@ class PairedRuns:
         self._problems = problems
         self._values: dict[str, Values] = {}
         self._rows: Rows = {}
+        self._answers: Answers = {}
         self._ks = run.empty_metrics().ks
         self._metrics = run.metrics(problems, lambda record, values: self._keep(record, values))
 
     def _keep(self, record: Record, values: Values) -> None:
         self._values[record.problem_id] = values | _coverage(record, self._ks)
         self._rows[record.problem_id] = row_of(record)
+        self._answers[record.problem_id] = AnswerSet.of(record)
 
     def baseline(self) -> ReadBeside:
         """Itself, compared with nothing."""
-        return ReadBeside(self._metrics, {}, {}, self._rows)
+        return ReadBeside(self._metrics, {}, {}, self._rows, self._answers)
 
     def compared(self, run: ReadRun) -> ReadBeside:
         """Another run beside it."""
         rows: Rows = {}
+        answers: Answers = {}
         ks = run.empty_metrics().ks
         ours = next(iter(self._values.values()))
         theirs: dict[Strategy, None] = {}
@@ -63,6 +69,7 @@ class PairedRuns:
             nonlocal equal, full
             values = values | _coverage(record, ks)
             rows[record.problem_id] = row_of(record)
+            answers[record.problem_id] = AnswerSet.of(record)
             if equal is None or full is None:
                 theirs.update(dict.fromkeys(values))
                 equal = PairedDifference([one for one in theirs if one in ours])
@@ -74,7 +81,7 @@ class PairedRuns:
 
         metrics = run.metrics(self._problems, see)
         assert equal is not None and full is not None
-        return ReadBeside(metrics, equal.compute(), full.compute(), rows)
+        return ReadBeside(metrics, equal.compute(), full.compute(), rows, answers)
 
 
 def _add(metric: PairedDifference[Any], differences: list[float]) -> None:

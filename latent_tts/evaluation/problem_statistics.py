@@ -7,14 +7,16 @@ are at hand, by the mean success of those, which share neither noise nor sampler
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from latent_tts.answers import answer_key
 from latent_tts.evaluation.record_table import Floats, RecordTable
-from latent_tts.evaluation.records import rounded
+from latent_tts.evaluation.records import Record, rounded
 from latent_tts.metrics.intervals import Interval
 from latent_tts.metrics.rank_correlation import correlation_interval, partial_rank_correlation, rank_correlation
 from latent_tts.metrics.selective_risk import area, risk_curve, risk_interval
@@ -36,6 +38,32 @@ class Risk:
 
 
 @dataclass(frozen=True)
+class AnswerSet:
+    """The gold answer of a problem, and the different answers that its rollouts gave, as `answer_key`s."""
+
+    gold: float
+    given: frozenset[float]
+
+    @classmethod
+    def of(cls, record: Record) -> AnswerSet:
+        """That of a record."""
+        given = (rollout.answer for rollout in record.rollouts)
+        return cls(answer_key(record.gold), frozenset(answer_key(one) for one in given if one is not None))
+
+
+def luck(answers: Sequence[AnswerSet]) -> float:
+    """Coverage by the rollouts of another problem: the chance that those hold a problem's gold answer, NaN for one problem.
+
+    What a set of answers covers although nothing was thought about the question: a sampler whose rollouts merely spread their
+    answers has it close to its own coverage.
+    """
+    holding = Counter(value for one in answers for value in one.given)
+    own = sum(holding[one.gold] - (one.gold in one.given) for one in answers)
+    pairs = len(answers) * (len(answers) - 1)
+    return own / pairs if pairs else float("nan")
+
+
+@dataclass(frozen=True)
 class ProblemStatistics:
     """Of one run."""
 
@@ -45,6 +73,10 @@ class ProblemStatistics:
     """Outcome -> what is accounted for -> rank correlation with the diversity of a problem's rollouts."""
     risks: Mapping[str, Risk]
     """By rule."""
+    different_answers: float | None = None
+    """Mean number of different answers that a problem's rollouts gave."""
+    luck: float | None = None
+    """Coverage by the rollouts of another problem."""
 
     def to_json(self) -> dict[str, Any]:
         """Numbers as they are stored; NaN is null."""
@@ -57,7 +89,13 @@ class ProblemStatistics:
             for rule, risk in self.risks.items()
         }
         found: dict[str, Any] = rounded(
-            {"num_problems": self.num_problems, "diversity_and": correlations, "risk": risks}
+            {
+                "num_problems": self.num_problems,
+                "different_answers": self.different_answers,
+                "luck": self.luck,
+                "diversity_and": correlations,
+                "risk": risks,
+            }
         )
         return found
 
@@ -66,11 +104,14 @@ def _plain(one: Interval) -> dict[str, Any] | None:
     return None if np.isnan(one.mean) else {"mean": one.mean, "interval": [one.low, one.high]}
 
 
-def problem_statistics(table: RecordTable, others: Sequence[RecordTable] = ()) -> ProblemStatistics:
+def problem_statistics(
+    table: RecordTable, others: Sequence[RecordTable] = (), answers: Sequence[AnswerSet] = ()
+) -> ProblemStatistics:
     """The statistics of a run.
 
     Args:
         table: Of its records.
+        answers: Of its problems, at least two; without, what is read of them is unknown.
         others: Tables of other runs, with the same problems in the same rows.
     """
     known = ~np.isnan(table.diversity)
@@ -83,7 +124,9 @@ def problem_statistics(table: RecordTable, others: Sequence[RecordTable] = ()) -
         for name, success in outcomes.items()
     }
     risks = {name: _risk(*rule) for name, rule in withholding_rules(table).items()}
-    return ProblemStatistics(int(known.sum()), correlations, risks)
+    spread = float(np.mean([len(one.given) for one in answers])) if answers else None
+    chance = luck(answers) if len(answers) > 1 else None
+    return ProblemStatistics(int(known.sum()), correlations, risks, spread, chance)
 
 
 def withholding_rules(table: RecordTable) -> dict[str, tuple[Floats, Floats]]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from latent_tts.evaluation.comparison import Comparison
+from latent_tts.evaluation.comparison import ComparedRun, Comparison
 from latent_tts.evaluation.problem_statistics import GIVEN_GREEDY, GIVEN_OTHERS, PLAIN
 from latent_tts.evaluation.results import Cell
 from latent_tts.metrics.intervals import Interval
 
 Rows = list[list[str]]
 
+SPREAD = "How many different answers, and how much of coverage is luck"
 DIVERSITY = "Does diversity go with success?"
 RISK = "Withholding answers"
 READING = {
+    SPREAD: "Different answers of a problem's rollouts in the mean, and the share of problems whose gold answer stands among "
+    "those of another problem's rollouts: what coverage comes to without having thought about the question.",
     DIVERSITY: "Rank correlation over problems of the diversity of a problem's rollouts with how often they are right: as it "
     "is, and with difficulty taken away, as the greedy answer or the mean success of the other runs tells it.",
     RISK: "Wrong answers in percent where only the problems of the highest confidence are answered, and the area under that "
@@ -25,8 +28,21 @@ _SHARES = (1.0, 0.8, 0.5, 0.2)
 
 def problem_tables(comparison: Comparison) -> Mapping[str, tuple[list[str], Rows]]:
     """Title -> header and rows, of the tables that have something to show."""
-    tables = {DIVERSITY: _diversity(comparison), RISK: _risk(comparison)}
+    tables = {SPREAD: _spread(comparison), DIVERSITY: _diversity(comparison), RISK: _risk(comparison)}
     return {title: found for title, found in tables.items() if found[1]}
+
+
+def _spread(comparison: Comparison) -> tuple[list[str], Rows]:
+    rows = [
+        [run.label, f"{found.different_answers:.1f}", Cell(found.luck, None, None).percent(), _covered(run)]
+        for run in comparison.runs
+        if (found := run.problems) is not None and found.luck is not None
+    ]
+    return ["run", "different answers", "coverage by another problem's", "its own coverage"], rows
+
+
+def _covered(run: ComparedRun) -> str:
+    return next(row.accuracy.percent() for row in run.results() if row.strategy.kind == "coverage")
 
 
 def _diversity(comparison: Comparison) -> tuple[list[str], Rows]:

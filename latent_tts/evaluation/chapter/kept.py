@@ -56,6 +56,16 @@ class KeptRun:
         return _cell(None if self.beside is None else self.beside["problems"]["diversity_and"][outcome].get(given))
 
     @property
+    def different_answers(self) -> float | None:
+        """Mean number of different answers of a problem's rollouts."""
+        return None if self.beside is None else self.beside["problems"].get("different_answers")
+
+    @property
+    def luck(self) -> float | None:
+        """Coverage by the rollouts of another problem."""
+        return None if self.beside is None else self.beside["problems"].get("luck")
+
+    @property
     def risks(self) -> dict[str, Any]:
         """Rule -> area and risks, see `evaluation.problem_statistics`."""
         found: dict[str, Any] = {} if self.beside is None else self.beside["problems"]["risk"]

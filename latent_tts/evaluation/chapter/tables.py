@@ -34,6 +34,7 @@ def coverage_table(study: KeptStudy) -> Table:
     """Every sampler: diversity, a single rollout, voting and coverage at some k, token steps, and the paired difference."""
     ks = [k for k in (4, 16, 64) if any(k in run.curve("coverage") for run in study.runs)]
     header = ["run", "cosine distance", "single", "voting @ N", *(f"coverage @ {k}" for k in ks), "N", "token steps"]
+    header += ["different answers", "coverage by another problem's"]
     return [*header, f"coverage, minus `{study.runs[0].name}`"], [
         [
             f"`{run.name}`",
@@ -43,6 +44,8 @@ def coverage_table(study: KeptStudy) -> Table:
             *(shown(run.at(f"coverage@{k}")) for k in ks),
             str(run.top),
             f"{token_steps(run.metrics, COVERAGE.at(run.top)):,.0f}",
+            "" if run.different_answers is None else f"{run.different_answers:.1f}",
+            "" if run.luck is None else f"{100 * run.luck:.1f}",
             points(run.difference_at(f"coverage@{run.top}")),
         ]
         for run in study.runs
