@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from datamodules.rollout_data import RolloutDataModule
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.evaluation.controls import LatentControl, control_of, other_problems
@@ -75,6 +78,29 @@ def test_records_do_not_depend_on_the_batch(sampler, control, tiny_backbone, pro
     apart = [records([problem])[0] for problem in problems[:2]]
     turned = records(problems[4:][::-1])[::-1]
     assert apart == together[:2] and turned == together[4:]
+
+
+def test_two_processes_pair_problems_as_one_does(tiny_backbone, questions, tmp_path, monkeypatch):
+    """Each evaluates its share of the problems, and pairs them with what the other has."""
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps({"question": one, "answer": str(i)}) + "\n" for i, one in enumerate(questions)))
+    backbone = tiny_backbone("coconut", "llama", num_latents=3)
+
+    def records(rank, processes):
+        monkeypatch.setattr("datamodules.rollout_data.rank_and_world_size", lambda: (rank, processes))
+        data, trainer = RolloutDataModule(str(file), batch_size=1), SimpleNamespace()
+        data.setup("predict")
+        module = ParallelTTSModule(
+            backbone, AdditiveGaussianNoise(0.5), 2, max_answer_tokens=LIMIT, latent_control="shuffle"
+        )
+        trainer.datamodule, module.trainer = data, trainer  # type: ignore[assignment]
+        module.setup("predict")
+        found = [record for batch in data.predict_dataloader() for record in module.predict_step(batch)]
+        return {record.problem_id: replace(record, diversity=()) for record in found}
+
+    first, second = records(0, 2), records(1, 2)
+    assert first and second and not first.keys() & second.keys()
+    assert first | second == records(0, 1)
 
 
 def test_zeros_leave_nothing_of_the_noise_and_shuffled_latents_are_the_neighbours(tiny_backbone, problems, questions):
