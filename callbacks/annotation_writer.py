@@ -16,7 +16,8 @@ from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.annotation.writer import AnnotationWriter, write_index
 from latent_tts.errors import UserError
 from latent_tts.evaluation.provenance import now, provenance
-from latent_tts.evaluation.run_folder import CONFIG_FILE, read_run, write_run, write_whole
+from latent_tts.evaluation.run_folder import CONFIG_FILE, read_run, write_run
+from latent_tts.files.whole import write_whole
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from latent_tts.evaluation.whole_files import put_in_place
+from latent_tts.files.whole import put_in_place
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.whole_files import whole_folder
+from latent_tts.files.whole import whole_folder
 from lightning_modules.hyperparameters import restored
 from lightning_modules.sharding import whole_weights
 from lightning_modules.training_module import TrainingModule, read_checkpoint

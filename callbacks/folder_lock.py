@@ -8,11 +8,7 @@ from typing import IO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from latent_tts.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one folder at once go unnoticed there
-    fcntl = None  # type: ignore[assignment]
+from latent_tts.files.locks import lock
 
 LOCK_FILE = ".lock"
 
@@ -55,19 +51,15 @@ class OneRunAtATime(Callback):
         trainer.strategy.barrier("the folder is this run's")
 
     def _take(self) -> None:
-        if fcntl is None or self._file is not None:
+        if self._file is not None:
             return
         try:
             file = (self.output / LOCK_FILE).open("a")
         except OSError:
             return  # what cannot be written to is refused by who writes there
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file):
             file.close()
-            raise UserError(f"Another run is working in {self.output}: wait for it, or use another --output.") from None
-        except OSError:
-            pass  # a file system without locks
+            raise UserError(f"Another run is working in {self.output}: wait for it, or use another --output.")
         self._file = file
 
     def _release(self) -> None:

@@ -26,8 +26,8 @@ from latent_tts.evaluation.run_folder import (
     Settings,
     read_run,
     write_run,
-    write_whole,
 )
+from latent_tts.files.whole import write_whole
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 
 from latent_tts.evaluation.provenance import now
-from latent_tts.evaluation.run_folder import write_whole
+from latent_tts.files.whole import write_whole
 
 
 class KeepLast(Checkpoint):

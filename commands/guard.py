@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from callbacks.signals import STOP, requeue_signals
 from latent_tts.errors import RankDied, StoppedBySignal, UserError
-from latent_tts.evaluation.whole_files import no_room
+from latent_tts.files.whole import no_room
 
 _LOOK_EVERY = 0.5  # seconds
 _RANK_ZERO_SECONDS = 3.0  # that another rank waits before it reports an error that rank 0 does not have

@@ -42,8 +42,8 @@ def draw_trajectories(runs: Sequence[Path], problem: str, out: Path, method: Met
     from latent_tts.evaluation.remake import ReadRun
     from latent_tts.evaluation.report.figure_files import figure_bytes
     from latent_tts.evaluation.report.figures.trajectories import trajectories_figure
-    from latent_tts.evaluation.run_folder import write_whole
     from latent_tts.evaluation.run_labels import run_labels, run_names
+    from latent_tts.files.whole import write_whole
 
     if out.suffix not in _KINDS:
         raise UserError(f"--out {out} must end in {', '.join(_KINDS)}: the ending says the format.")

@@ -129,13 +129,13 @@ def test_a_run_killed_at_any_moment_is_continued_exactly_once(tmp_path: Path) ->
             time.sleep(0.001)
         process.kill()
         process.join()
-    (tmp_path / ".tmp-00000-999999").write_bytes(b"half a shard")
+    (tmp_path / ".shard-00000-999999.parquet.0").write_bytes(b"half a shard")
     write(tmp_path, range(60), shard_size=3)
     store = AnnotationStore(tmp_path)
     assert store.problem_ids == [f"p{i:04d}" for i in range(60)]
     assert write_index(tmp_path)["num_problems"] == 60
     assert_same(store[31], problem(31))
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".shard-*"))
 
 
 def test_a_kill_between_writing_and_renaming_leaves_nothing_visible(
@@ -150,10 +150,10 @@ def test_a_kill_between_writing_and_renaming_leaves_nothing_visible(
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             writer.flush()
-    assert not list(tmp_path.glob("shard-*")) and list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob("*shard-*"))
     del writer  # and with it the lock of its process
     write(tmp_path, range(2))
-    assert len(AnnotationStore(tmp_path)) == 2 and not list(tmp_path.glob(".tmp-*"))
+    assert len(AnnotationStore(tmp_path)) == 2 and not list(tmp_path.glob(".shard-*"))
 
 
 def test_another_setting_is_refused_by_name(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_full_disk_is_said_and_loses_nothing_that_is_finished(
         ):
             writer.add(problem(3))
         writer.close()
-    assert not list(tmp_path.glob(".tmp-*")) and len(AnnotationStore(tmp_path)) == 2
+    assert not list(tmp_path.glob(".shard-*")) and len(AnnotationStore(tmp_path)) == 2
     write(tmp_path, range(5))
     assert AnnotationStore(tmp_path).problem_ids == [f"p{i:04d}" for i in range(5)]
 

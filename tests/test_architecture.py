@@ -38,6 +38,7 @@ ROOMS = [
     "latent_tts.problems",
     "latent_tts.answers",
     "latent_tts.seeding",
+    "latent_tts.files",
     "latent_tts.errors",
 ]
 WORDS = {"problems", "answers", "seeding", "errors"}  # the only loose modules of the core

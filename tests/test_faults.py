@@ -20,8 +20,7 @@ from callbacks.folder_lock import LOCK_FILE, OneRunAtATime
 from commands.evaluate import EvaluationCLI
 from commands.guard import main_guard
 from latent_tts.errors import UserError
-from latent_tts.evaluation.run_folder import write_whole
-from latent_tts.evaluation.whole_files import no_room, put_in_place, whole_folder
+from latent_tts.files.whole import no_room, put_in_place, whole_folder, write_whole
 from tests.soak.full_disk import small_disk
 
 

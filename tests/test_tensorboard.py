@@ -61,10 +61,11 @@ def metrics(records: list[Record]) -> Mapping[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(metrics: Mapping[str, Any], records: list[Record], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    where = tmp_path_factory.mktemp("tensorboard")
+    where, picture = tmp_path_factory.mktemp("tensorboard"), tmp_path_factory.mktemp("figures") / "accuracy.png"
+    Figure(figsize=(2, 1)).savefig(picture, dpi=30)
     live = add_live_point(where)
     for _ in range(2):  # the second time in place of the first
-        write_tensorboard(metrics, {"accuracy": Figure()}, where, records, [DIAGNOSIS])
+        write_tensorboard(metrics, {"accuracy": picture}, where, records, [DIAGNOSIS])
     assert live in where.iterdir()
     return where
 
@@ -91,6 +92,11 @@ def test_no_tag_is_of_two_kinds_and_no_curve_is_smoothed_unawares(events: EventA
     curves = {tag for tag in scalars if len(events.Scalars(tag)) > 1} - {"live/greedy"}
     assert curves and all(SMOOTHED in tag for tag in curves)
     assert images == {"figures/accuracy"}
+
+
+def test_a_figure_is_shown_as_its_file_has_it(events: EventAccumulator) -> None:
+    (picture,) = events.Images("figures/accuracy")
+    assert (picture.width, picture.height) == (60, 30) and picture.encoded_image_string.startswith(b"\x89PNG")
 
 
 def test_final_figures_are_those_of_the_metrics_and_their_descriptions_have_the_intervals(

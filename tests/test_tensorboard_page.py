@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from latent_tts.evaluation.report.figure_files import save_figures
 from latent_tts.evaluation.report.figures import figures
 from latent_tts.evaluation.report.tensorboard import write_tensorboard
 from tests.browser import BROWSER, MISSING, shown_by
@@ -42,12 +43,15 @@ def tensorboard(folder: Path) -> Iterator[str]:
             server.kill()
 
 
-def test_every_dashboard_shows_an_evaluation_and_a_training_without_an_error(tmp_path: Path) -> None:
+def test_every_dashboard_shows_an_evaluation_and_a_training_without_an_error(
+    drawn_figures: None, tmp_path: Path
+) -> None:
     runs, records = tmp_path / "runs", make_records()
     metrics = make_metrics(records)
     add_live_point(runs / "evaluation")
-    drawn = figures(metrics, records)
-    write_tensorboard(metrics, {"accuracy": drawn["accuracy"]}, runs / "evaluation", records, [DIAGNOSIS])
+    saved = save_figures({"accuracy": figures(metrics, records)["accuracy"]}, tmp_path / "figures")
+    pictures = {name: tmp_path / path for name, path in saved.items()}
+    write_tensorboard(metrics, pictures, runs / "evaluation", records, [DIAGNOSIS])
     model = write_tiny_model(tmp_path / "model")
     fitted(runs / "training", make_module(model), make_data(tmp_path, batch_size=8), max_epochs=1)
     with tensorboard(runs) as address:

@@ -2,7 +2,7 @@
 
     FOLDER/settings.json                   how the annotations were made (AnnotationSettings); never changes
     FOLDER/shard-00003-000017.parquet      shard 17 of rank 3, put in place whole; one row a problem (records.py)
-    FOLDER/.tmp-00003-...                  a shard being written; a kill may leave one, nobody reads it
+    FOLDER/.shard-00003-000017.parquet.3   a shard being written; a kill may leave one, nobody reads it
     FOLDER/.lock-00003                     held while rank 3 of a run writes
     FOLDER/index.json                      written when a run ends: every shard with its number of rows
 
@@ -20,9 +20,7 @@ while the first goes on.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,12 +30,9 @@ from latent_tts.annotation.records import AnnotatedProblem, check_problem, to_ta
 from latent_tts.annotation.settings import SETTINGS_FILE, AnnotationSettings, read_settings
 from latent_tts.annotation.shards import INDEX_FILE, read_columns, shard_paths
 from latent_tts.errors import UserError
+from latent_tts.files.locks import lock
+from latent_tts.files.whole import put_in_place, write_whole
 from latent_tts.problems import Problem
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one folder at once go unnoticed there
-    fcntl = None  # type: ignore[assignment]
 
 ROWS_PER_GROUP = 4  # a random read decodes one row group: few rows keep it cheap, more would compress no better
 
@@ -140,7 +135,7 @@ class AnnotationWriter:
 
     def _write_shard(self, problems: list[AnnotatedProblem]) -> None:
         name = f"{self.rank:05d}-{self._next_shard:06d}"
-        with _put_in_place(self.folder / f".tmp-{name}", self.folder / f"shard-{name}.parquet") as partial:
+        with put_in_place(self.folder / f"shard-{name}.parquet", self.rank) as partial:
             pq.write_table(
                 to_table(problems, self.settings),
                 partial,
@@ -174,26 +169,19 @@ class AnnotationWriter:
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._take_lock()
-        for leftover in self.folder.glob(f".tmp-{self.rank:05d}-*"):  # this rank's half-written files of a killed run
+        for leftover in self.folder.glob(f".shard-{self.rank:05d}-*"):  # this rank's half-written files of a killed run
             leftover.unlink()
         if not (self.folder / SETTINGS_FILE).exists():  # ranks race here with the same content
             text = json.dumps(self.settings.to_json(), indent=2, sort_keys=True) + "\n"
-            with _put_in_place(self.folder / f".tmp-{self.rank:05d}-settings", self.folder / SETTINGS_FILE) as partial:
-                partial.write_text(text, encoding="utf-8")
+            write_whole(self.folder / SETTINGS_FILE, text, self.rank)
 
     def _take_lock(self) -> None:
-        if fcntl is None:
-            return
         self._lock = (self.folder / f".lock-{self.rank:05d}").open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._lock):
             self._unlock()
             raise UserError(
                 f"Another run is writing annotations to {self.folder}: wait for it, or use another output folder."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+            )
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -213,31 +201,8 @@ def write_index(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     settings = read_settings(folder)
     rows = {path.name: len(read_columns(path, ["problem_id"], settings)) for path in shard_paths(folder)}
-    for leftover in folder.glob(".tmp-*"):
+    for leftover in [*folder.glob(".shard-*"), *folder.glob(f".{SETTINGS_FILE}.*")]:
         leftover.unlink()
     index = {"settings": settings.digest(), "num_problems": sum(rows.values()), "shards": rows}
-    with _put_in_place(folder / ".tmp-index", folder / INDEX_FILE) as partial:
-        partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / INDEX_FILE, json.dumps(index, indent=2) + "\n")
     return index
-
-
-@contextmanager
-def _put_in_place(partial: Path, final: Path) -> Iterator[Path]:
-    """Makes the file that is written within it visible under its name, or not at all."""
-    try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, final)
-        _sync(final.parent)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,11 +14,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from latent_tts.errors import UserError
 from latent_tts.evaluation.records import MalformedRecordError, Record
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: two runs in one folder at once go unnoticed there
-    fcntl = None  # type: ignore[assignment]
+from latent_tts.files.locks import lock
 
 PREDICTIONS = "predictions"
 
@@ -159,12 +155,7 @@ def _line(record: Record) -> bytes:
 def _locked(path: Path) -> BinaryIO:
     """A file open for appending, unbuffered, which no other process may write meanwhile."""
     file: BinaryIO = path.open("ab", buffering=0)
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise UserError(f"Another run is writing {path}: wait for it, or use another --output.") from None
-        except OSError:
-            pass  # a file system without locks
+    if not lock(file):
+        file.close()
+        raise UserError(f"Another run is writing {path}: wait for it, or use another --output.")
     return file

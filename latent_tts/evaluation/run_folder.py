@@ -25,7 +25,7 @@ from latent_tts.evaluation.prediction_files import (
     rewrite_records,
 )
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.whole_files import put_in_place
+from latent_tts.files.whole import write_whole
 
 Settings = dict[str, Any]
 """Flat: `model.num_rollouts` -> 16. Two runs may share a folder only when all of it agrees."""
@@ -191,20 +191,6 @@ def read_run(output: Path) -> dict[str, Any] | None:
 def write_run(output: Path, run: Mapping[str, Any], rank: int = 0) -> None:
     """Writes run.json, whole; it holds at least `settings`."""
     write_whole(output / RUN_FILE, json.dumps(run, indent=2, ensure_ascii=False) + "\n", rank)
-
-
-def write_whole(path: Path, content: str | bytes | Iterable[str], rank: int = 0) -> None:
-    """Writes a file so that a kill leaves the old content or the new one, never a part, whatever other ranks do meanwhile.
-
-    Args:
-        path: Its folder is made where it is missing.
-        content: Text, bytes, or parts of a text that need not be in memory together.
-        rank: Of this process.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with put_in_place(path, rank) as aside, aside.open("wb") as file:
-        for part in [content] if isinstance(content, (str, bytes)) else content:
-            file.write(part.encode() if isinstance(part, str) else part)
 
 
 # Resuming -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from latent_tts.evaluation.report.figure_files import save_figures, to_embed
 from latent_tts.evaluation.report.figures.comparison import comparison_figures
 from latent_tts.evaluation.report.html import comparison_html
 from latent_tts.evaluation.report.markdown import diagnoses_section
-from latent_tts.evaluation.run_folder import write_whole
+from latent_tts.files.whole import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""What torch's writer of event files leaves out: descriptions, charts of several margins, hyperparameters of a run."""
+"""What torch's writer of event files leaves out: descriptions, pictures of files, charts of several margins, hyperparameters."""
 
 from __future__ import annotations
 
@@ -59,6 +59,15 @@ def add_scalar(writer: SummaryWriter, tag: str, value: float, step: int, text: s
     metadata = SummaryMetadata(summary_description=text) if text else None
     summary = Summary(value=[Summary.Value(tag=tag, simple_value=float(value), metadata=metadata)])
     writer._get_file_writer().add_summary(summary, step)
+
+
+def add_png(writer: SummaryWriter, tag: str, content: bytes) -> None:
+    """Writes a picture as it is in a file, which saves drawing it again."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=content)
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]))
 
 
 def charts_of(against: str, margins: Margins) -> Iterator[Chart]:

@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latent_tts.evaluation.run_folder import write_whole
+from latent_tts.files.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,8 @@ from latent_tts.evaluation.report.html import html_parts
 from latent_tts.evaluation.report.markdown import markdown
 from latent_tts.evaluation.report.tensorboard import write_tensorboard
 from latent_tts.evaluation.results import Metrics
-from latent_tts.evaluation.run_folder import METRICS_FILE, read_run, write_whole
+from latent_tts.evaluation.run_folder import METRICS_FILE, read_run
+from latent_tts.files.whole import write_whole
 
 
 def write_report(
@@ -44,8 +45,9 @@ def write_report(
     table = None if records is None else table_of(records)
     drawn, found = figures(metrics, table), diagnose(metrics, table)
     saved = save_figures(drawn, output / "figures")
+    pictures = {name: output / path for name, path in saved.items()}
     write_whole(output / "report.md", markdown(metrics, saved, run, found))
-    inside = {name: to_embed(output / path) for name, path in saved.items()}
+    inside = {name: to_embed(path) for name, path in pictures.items()}
     write_whole(output / "report.html", html_parts(metrics, records, inside, found, run))
-    write_tensorboard(metrics, drawn, output / "tensorboard", records, found)
+    write_tensorboard(metrics, pictures, output / "tensorboard", records, found)
     return found

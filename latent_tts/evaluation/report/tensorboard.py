@@ -11,13 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latent_tts.evaluation.diagnoses import Diagnosis
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.report.event_files import Margins, add_hyperparameters, add_layout, add_scalar, tag_name
+from latent_tts.evaluation.report.event_files import (
+    Margins,
+    add_hyperparameters,
+    add_layout,
+    add_png,
+    add_scalar,
+    tag_name,
+)
 from latent_tts.evaluation.report.examples import Examples
 from latent_tts.evaluation.report.score_histograms import ScoreSamples
 from latent_tts.evaluation.results import Cell, Metrics, StrategyResult, curves, description, results
@@ -41,7 +48,7 @@ def live_charts(margins: Margins) -> dict[str, dict[str, Margins]]:
 
 def write_tensorboard(
     metrics: Metrics,
-    drawn: Mapping[str, Any],
+    pictures: Mapping[str, Path],
     folder: Path,
     records: Iterable[Record] | None = None,
     diagnoses: Iterable[Diagnosis] = (),
@@ -50,7 +57,7 @@ def write_tensorboard(
 
     Args:
         metrics: The content of metrics.json.
-        drawn: Figures by name.
+        pictures: PNG files of figures, by name.
         folder: Where it goes. Earlier results in it are replaced; what was logged while the run went on stays.
         records: What the metrics were made from, which can be gone through more than once; None leaves out texts and histograms.
         diagnoses: What the run shows of known failures of the method.
@@ -66,8 +73,8 @@ def write_tensorboard(
         if was_watched:
             charts |= live_charts(Margins(LIVE, [tag_name(one.strategy) for one in results(metrics)]))
         add_layout(writer, charts)
-        for name, figure in drawn.items():
-            writer.add_figure(f"figures/{name}", figure, close=False)
+        for name, path in pictures.items():
+            add_png(writer, f"figures/{name}", path.read_bytes())
         if records is not None:
             _add_records(writer, records)
         for one in diagnoses:

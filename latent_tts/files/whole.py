@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,7 +18,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 @contextmanager
 def put_in_place(path: Path, rank: int = 0) -> Iterator[Path]:
-    """Gives a path beside `path`, and puts what is written there in its place; nothing is left where that fails."""
+    """Gives a path beside `path`, and puts what is written there in its place; nothing is left where that fails.
+
+    A kill may leave the file beside it, whose name is that of `path` after a dot, and the rank.
+    """
     aside = path.with_name(f".{path.name}.{rank}")
     try:
         yield aside
@@ -29,6 +32,20 @@ def put_in_place(path: Path, rank: int = 0) -> Iterator[Path]:
         with suppress(OSError):
             aside.unlink()
         raise
+
+
+def write_whole(path: Path, content: str | bytes | Iterable[str], rank: int = 0) -> None:
+    """Writes a file so that a kill leaves the old content or the new one, never a part, whatever other ranks do meanwhile.
+
+    Args:
+        path: Its folder is made where it is missing.
+        content: Text, bytes, or parts of a text that need not be in memory together.
+        rank: Of this process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with put_in_place(path, rank) as aside, aside.open("wb") as file:
+        for part in [content] if isinstance(content, (str, bytes)) else content:
+            file.write(part.encode() if isinstance(part, str) else part)
 
 
 @contextmanager
