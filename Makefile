@@ -19,10 +19,10 @@ study: install ## The study, hours on two cores; a part of it by STUDY=controls-
 	$(foreach part,$(STUDY),$(BIN)/python -m commands.study --study configs/study/$(part).yaml &&) true
 
 test: install ## The test suite, with the coverage of the core, which has to be 95 % at least.
-	$(BIN)/python -m pytest -n 2 --cov=latent_tts --cov-report=term:skip-covered --cov-fail-under=95
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov=latent_tts --cov-report=term:skip-covered --cov-fail-under=95
 
 quick: install ## The part of it that takes less than a minute.
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 lint: install ## Lint and type check.
 	$(BIN)/ruff check .

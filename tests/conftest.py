@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from latent_tts.backbones import LatentBackbone
 from latent_tts.backbones.kinds import KINDS
+from latent_tts.evaluation.report.figure_files import figure_bytes
 
 TESTS = Path(__file__).parent
 # the same examples in every run, however busy the machine is
@@ -32,6 +33,32 @@ QUESTIONS = [
     "A train of 9 cars carries 40 people in each car. How many people?",
     "7 days, 3 meals each: how many meals?",
 ]
+
+
+PICTURE = {
+    "png": bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360606060000000050001"
+        "a5f645400000000049454e44ae426082"
+    ),
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+}
+_FIGURE_BYTES = "latent_tts.evaluation.report.figure_files.figure_bytes"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undrawn_figures() -> Iterator[None]:
+    """A figure of a run is made, and one dot is saved in its place: drawing takes most of the time of a small evaluation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_FIGURE_BYTES, lambda figure, kind: PICTURE[kind])
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn_figures(undrawn_figures) -> Iterator[None]:
+    """Figures are saved as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_FIGURE_BYTES, figure_bytes)
+        yield
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
-"""What holds for the training of every kind: splits, resumes and processes change nothing; exported is what was trained."""
+"""What holds for the training of every kind: splits and resumes change nothing; exported is what was trained."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,21 +85,6 @@ def test_resuming_at_an_epoch_gives_bitwise_the_same_weights(kind, options, mode
     trainer = make_trainer(max_epochs=3, limit_val_batches=0)
     trainer.fit(resumed, make_data(tmp_path, 4), ckpt_path=tmp_path / "kept" / "last.ckpt")
     assert torch.equal(flat_weights(resumed), straight)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_train_and_validate_as_one_does(kind, model, tmp_path):
-    """Two gloo processes with 2 accumulated batches of 2 each, against one process with one batch of 8."""
-    module = trained(MAKERS[kind](model, lr=1e-3), tmp_path, 8, epochs=4)
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path), kind]
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], timeout=300)
-    two = torch.load(tmp_path / "two.pt")
-    torch.testing.assert_close(two["weights"], flat_weights(module), atol=2e-4, rtol=0)
-    scale = float(flat_gradients(module).abs().max())
-    torch.testing.assert_close(two["gradients"], flat_gradients(module), atol=1e-2 * scale, rtol=0)
-    one = [make_trainer().validate(module, make_data(tmp_path, 2, size), verbose=False)[0] for size in (5, 2)]
-    assert two["results"] == one
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS)

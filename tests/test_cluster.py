@@ -47,11 +47,12 @@ def test_two_processes_of_torchrun_give_the_metrics_of_one(options, tmp_path):
     assert one | {"throughput": None} == two | {"throughput": None}
 
 
-@pytest.mark.slow
-def test_processes_of_torchrun_that_the_options_do_not_name_are_refused(options, tmp_path):
-    done = torchrun(*options, f"--output={tmp_path / 'none'}")
-    assert done.returncode != 0
-    assert done.stderr.count("torchrun has started 2 processes, but the options name 1: give --trainer.devices 2") == 1
+def test_processes_of_torchrun_that_the_options_do_not_name_are_refused(options, tmp_path, monkeypatch, capsys):
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert main_guard(lambda: EvaluationCLI([*options, f"--output={tmp_path / 'none'}"]).run()) == 2
+    sentence = "torchrun has started 2 processes, but the options name 1: give --trainer.devices 2"
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -137,20 +134,6 @@ def test_a_few_epochs_teach_the_final_stage_by_heart(model, tmp_path):
     seen = ReasoningStepsDataModule(data.train, data.train, batch_size=8)  # type: ignore[arg-type]
     (result,) = make_trainer().validate(module, seen, verbose=False)
     assert result["val/final_accuracy"] > 0.5
-
-
-def test_two_processes_train_and_validate_as_one_does(model, tmp_path):
-    """Two gloo processes with 2 accumulated batches of 2 each, against one process with one batch of 8. Of 5 problems for
-    validation one process has a batch more than the other, and of 2 problems each has one."""
-    module = make_module(model, global_batch_size=8, lr=1e-3)
-    make_trainer(max_epochs=4, limit_val_batches=0).fit(module, make_data(tmp_path, 8))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.train_two_processes", str(model), str(tmp_path), "coconut"]
-    subprocess.run(command, check=True, env=environment, cwd=Path(__file__).parents[1], timeout=300)
-    two = torch.load(tmp_path / "two.pt")
-    torch.testing.assert_close(two["weights"], flat_weights(module), atol=2e-4, rtol=0)
-    one = [make_trainer().validate(module, make_data(tmp_path, 2, size), verbose=False)[0] for size in (5, 2)]
-    assert two["results"] == one
 
 
 def test_exported_folder_is_the_best_checkpoint(model, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -66,27 +67,52 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+RUN = """
+import json, runpy, sys, traceback
+told = {}
+for name, code in json.loads(sys.argv[1]).items():
+    try:
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
+        told[name] = None
+    except BaseException as error:
+        told[name] = None if isinstance(error, SystemExit) and not error.code else traceback.format_exc()
+print(json.dumps(told))
+"""
+
+
+def examples() -> dict[str, str]:
+    """What the page runs, each as code: the lines of Python, and the command lines."""
+    found = {}
+    for name, section in SECTIONS.items():
+        found[name] = blocks(section, "python")[-1]
+        for line in "".join(blocks(section, "bash")).splitlines():
+            python, *words = shlex.split(line)
+            assert python == "python"
+            found[line] = f"import runpy, sys; sys.argv = {words!r}; runpy.run_path({words[0]!r}, run_name='__main__')"
+    return found
+
+
+EXAMPLES = examples()
+
+
+@pytest.fixture(scope="module")
+def told(copy: Path) -> dict[str, str | None]:
+    """How each example has ended, all of them in one process: a traceback, or None."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUN, json.dumps(EXAMPLES)]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_every_part_has_an_example() -> None:
     assert list(SECTIONS) == ["A sampler", "An aggregation", "A search", "A head", "A kind of backbone"]
 
 
-@pytest.mark.parametrize("name", SECTIONS)
-def test_one_file_and_one_entry_and_it_is_there(name: str, copy: Path) -> None:
-    run(copy, sys.executable, "-c", blocks(SECTIONS[name], "python")[-1])
-
-
-@pytest.mark.parametrize("name", [name for name, section in SECTIONS.items() if "```bash" in section])
-def test_the_command_line_knows_it(name: str, copy: Path) -> None:
-    for line in "".join(blocks(SECTIONS[name], "bash")).splitlines():
-        python, *words = shlex.split(line)
-        assert python == "python"
-        run(copy, sys.executable, *words)
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_one_file_and_one_entry_and_code_and_command_line_know_it(example: str, told: dict[str, str | None]) -> None:
+    assert told[example] is None, told[example]
 
 
 def test_what_is_added_points_down_only(copy: Path) -> None:

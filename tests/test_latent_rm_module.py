@@ -6,8 +6,6 @@ import inspect
 import io
 import math
 import os
-import subprocess
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,42 +267,6 @@ def test_accumulated_batches_are_one_batch(workplace: Path, tmp_path: Path) -> N
         **ONE_STEP,
     )
     assert_same_step(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_two_processes_are_one_process(tmp_path: Path) -> None:
-    """The shipped command with two devices by flags alone, on 3 validation batches (so one process has one more) of a model
-    with buffers, against one process with the same global batch: the same clipped gradient and the same metrics."""
-    workplace = make_workplace(tmp_path, "llama")
-    size = training_size(workplace) // 2 * 2
-    validation = 120 - training_size(workplace, leave_out_uniform=False)
-    fit(workplace, [SaveGradients(str(tmp_path / "one"))], {"batch_size": size}, **ONE_STEP)
-    flags = {
-        "trainer.devices": 2,
-        "trainer.accelerator": "cpu",
-        "trainer.max_steps": 1,
-        "trainer.precision": "32-true",
-        "trainer.gradient_clip_val": 0.1,
-        "trainer.logger": "false",
-        "trainer.enable_progress_bar": "false",
-        "trainer.callbacks": "tests.test_latent_rm_module.SaveGradients",
-        "trainer.callbacks.file": tmp_path / "two",
-        "output": tmp_path / "run",
-        "model.backbone": workplace / "backbone",
-        "model.optimization.lr": 3e-3,
-        "model.labels": "continuations",
-        "model.reduction": "sum",
-        "data.folder": workplace / "annotations",
-        "data.leave_out_uniform_val": "false",
-        "data.batch_size": size // 2,
-        "data.val_batch_size": -(-validation // 3),
-        "data.val_share": 0.25,
-    }
-    command = [sys.executable, "train.py", "fit", "--config", "configs/train/latent-rm-tiny.yaml"]
-    command += [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_step(tmp_path / "one", tmp_path / "two")
 
 
 def training_size(workplace: Path, leave_out_uniform: bool = True) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ README = (ROOT / "README.md").read_text()
 SMALLER = [
     "--num_examples 60 --model.hidden_size 32 --model.num_layers 1 --model.vocab_size 300",
     "--model.curriculum.cot_epochs 1 --model.curriculum.epochs_per_stage 1 --trainer.max_epochs 5 --data.train_size 32"
-    " --data.val_size 4 --trainer.devices 1 --trainer.strategy auto",
-    "--data.train_size 32 --data.val_size 4 --trainer.max_epochs 1 --trainer.devices 1 --trainer.strategy auto",
+    " --data.val_size 4 --model.max_answer_tokens 8 --trainer.devices 1 --trainer.strategy auto",
+    "--data.train_size 32 --data.val_size 4 --model.max_answer_tokens 8 --trainer.max_epochs 1 --trainer.devices 1"
+    " --trainer.strategy auto",
     "--data.size 24 --model.num_rollouts 4 --model.num_continuations 2 --trainer.devices 1 --trainer.strategy auto",
     "--trainer.max_epochs 1 --data.leave_out_uniform false --data.leave_out_uniform_val false --data.batch_size 4"
     " --data.val_share 0.5 --trainer.devices 1 --trainer.strategy auto",
@@ -38,20 +38,15 @@ def commands(text: str) -> list[str]:
     ]
 
 
-def run(command: str, more: str, folder: Path) -> None:
-    words = shlex.split(command)
-    assert words[0] == "python"
-    words = [str(ROOT / word) if word in ("train.py", "evaluate.py") else word for word in words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *words[1:], *shlex.split(more)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+def run(command: str, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a line as a shell would, but in this process, so that torch is loaded once for all of them."""
+    python, *words = shlex.split(f"{command} {more}")
+    assert python == "python"
+    file, *words = [f"{words[1].replace('.', '/')}.py", *words[2:]] if words[0] == "-m" else words
+    monkeypatch.setattr("sys.argv", [file, *words])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / file), run_name="__main__")
+    assert end.value.code == 0, command
 
 
 def git(*words: str, folder: Path) -> str:
@@ -59,18 +54,19 @@ def git(*words: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_whole_way_from_a_random_model_to_a_report(tmp_path):
+@pytest.mark.filterwarnings("default")  # a shell shows them
+def test_the_whole_way_from_a_random_model_to_a_report(drawn_figures, tmp_path, monkeypatch):
     way = commands(README.split("<!-- whole way: begin -->")[1].split("<!-- whole way: end -->")[0])
     assert len(way) == len(SMALLER)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(ROOT / ".gitignore", tmp_path)
     git("init", "--quiet", folder=tmp_path)
     before = git("status", "--porcelain", folder=tmp_path)
+    monkeypatch.chdir(tmp_path)
     for command, more in zip(way, SMALLER, strict=True):
-        run(command, more, tmp_path)
-    assert (
-        git("status", "--porcelain", folder=tmp_path) == before
-    )  # what runs write is ignored, and nothing else is written
+        run(command, more, monkeypatch)
+    # what runs write is ignored, and nothing else is written
+    assert git("status", "--porcelain", folder=tmp_path) == before
     metrics = json.loads((tmp_path / "results" / "everything" / "metrics.json").read_text())
     assert metrics["num_problems"] == 4
     assert {"greedy", "majority_voting", "best_of_n_last", "beam_search", "particle_filtering"} <= set(

@@ -104,7 +104,7 @@ def test_every_strategy_is_listed_with_its_own_compute(metrics):
     assert rows["best_of_n_mean@16"].head_room == metrics["head_room_recovered"]["best_of_n_mean"]
 
 
-def test_figures_are_the_same_bytes_every_time(metrics, tmp_path):
+def test_figures_are_the_same_bytes_every_time(drawn_figures, metrics, tmp_path):
     paths = report.save_figures(report.figures(metrics), tmp_path / "a" / "figures")
     again = report.save_figures(report.figures(metrics), tmp_path / "b" / "figures")
     assert paths == again and {"accuracy", "compute", "diversity"} <= set(paths)
@@ -168,7 +168,7 @@ def test_a_sweep_of_particle_filtering_is_a_row_each_and_no_curve_over_k():
         assert rows[search].token_steps == metrics["token_steps"]["particle_filtering"][search.budget]
 
 
-def test_a_report_is_equal_files_for_equal_records_with_its_diagnoses(tmp_path):
+def test_a_report_is_equal_files_for_equal_records_with_its_diagnoses(drawn_figures, tmp_path):
     """What is found stands in the page and in report.md."""
     metrics = make_metrics() | {"evaluated": EVALUATED}
     metrics["invalid_answer_rate"] = 0.2

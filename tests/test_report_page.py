@@ -16,7 +16,7 @@ from latent_tts.evaluation.problem_outcomes import ProblemOutcome, chosen_by
 from latent_tts.evaluation.report.figure_files import figure_bytes
 from latent_tts.evaluation.report.figures import figures
 from latent_tts.evaluation.report.html import html_parts
-from latent_tts.evaluation.run_folder import write_whole
+from latent_tts.files.whole import write_whole
 from tests.test_report import EVALUATED, make_metrics
 from tests.test_report_html import HOSTILE, RUN, records
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from commands.resampling_report import main as resampling_report
+from commands.tools import run_tool
 from datamodules import ReasoningStepsDataModule
 from datamodules.resampling.numbers import find_numbers, write_question
 from datamodules.resampling.resampled import Resampled, draw, template_key, templates_of
@@ -261,13 +261,13 @@ def test_a_source_without_templates_says_why(tmp_path):
         ReasoningStepsDataModule(train=f"resampled:{source}", val=None).setup("fit")
 
 
-@pytest.mark.slow
-def test_the_report_tells_survivors_reasons_and_examples(tmp_path):
+def test_the_report_tells_survivors_reasons_and_examples(tmp_path, monkeypatch, capsys):
     source = write(tmp_path / "train.jsonl", [*GOOD, CAKE])
-    command = [sys.executable, "-m", "commands.resampling_report", "--source", source, "--show", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-    assert done.stdout.startswith("5 of 6 problems can be resampled (83.3%)")
-    assert "[1] " in done.stdout
+    monkeypatch.setattr("sys.argv", ["resampling_report", "--source", str(source), "--show", "2"])
+    assert run_tool(resampling_report) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("5 of 6 problems can be resampled (83.3%)")
+    assert "[1] " in told
 
 
 def test_more_than_a_third_of_gsm8k_is_resampled_and_right(excerpts):

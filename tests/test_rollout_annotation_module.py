@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -255,24 +252,6 @@ def test_the_published_annotation_is_the_published_one(backbone_folder, tmp_path
 def test_a_model_without_latent_thoughts_has_none_to_annotate(tiny_backbone):
     with pytest.raises(UserError, match="cot backbone writes its reasoning and has no latent thoughts to annotate"):
         RolloutAnnotationModule(tiny_backbone("cot", num_latents=0), AdditiveGaussianNoise(0.5))
-
-
-def test_two_processes_write_what_one_would(arguments, tmp_path):
-    """The command itself, on two gloo processes, after a first part on one."""
-    AnnotationCLI([*arguments, f"--output={tmp_path / 'one'}"]).run()
-    AnnotationCLI([*arguments, "--data.limit=5"]).run()
-    command = [sys.executable, "evaluate.py", "annotate", *arguments, "--trainer.devices=2", "--trainer.strategy=ddp"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("13 annotated problems") == 1
-    ranks = {path.name.split("-")[1] for path in (tmp_path / "annotations").glob("shard-*")}
-    assert ranks == {"00000", "00001"}
-    one, two = AnnotationStore(tmp_path / "one"), AnnotationStore(tmp_path / "annotations")
-    assert one.problem_ids == two.problem_ids
-    for left, right in zip(one, two, strict=True):
-        torch.testing.assert_close(left.latents, right.latents, rtol=1e-4, atol=1e-5)
-        assert torch.equal(left.values, right.values)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "annotate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -227,8 +227,7 @@ def assert_gone(pids: list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("what", ["fit", "predict"])
-@pytest.mark.parametrize("ranks", [[1], [0, 1]], ids=["rank 1", "both"])
+@pytest.mark.parametrize(("what", "ranks"), [("fit", [1]), ("fit", [0, 1]), ("predict", [1])])
 def test_two_processes_stop_whichever_gets_the_signal(what, ranks, start):
     run, folder, pids = start(what)
     for rank in ranks:
