@@ -12,9 +12,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from latent_tts.errors import UserError
 from latent_tts.files.whole import whole_folder
+from lightning_modules.checkpoint_reading import read_checkpoint
 from lightning_modules.hyperparameters import restored
 from lightning_modules.sharding import whole_weights
-from lightning_modules.training_module import TrainingModule, read_checkpoint
+from lightning_modules.training_module import TrainingModule
 
 StorageType = Literal["float32", "bfloat16"]
 

@@ -37,7 +37,7 @@ def export_run(
     Raises:
         UserError: There is no such checkpoint, or there are no adapters in it to store alone.
     """
-    from lightning_modules.training_module import read_checkpoint
+    from lightning_modules.checkpoint_reading import read_checkpoint
     from lightning_modules.trainings import TRAININGS
 
     checkpoint = run if run.suffix == ".ckpt" else checkpoint_of(run, weights)

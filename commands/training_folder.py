@@ -16,7 +16,7 @@ from typing import Any
 
 from latent_tts.errors import UserError
 from latent_tts.evaluation.run_folder import Settings, differences, flatten
-from lightning_modules.training_module import read_checkpoint
+from lightning_modules.checkpoint_reading import read_checkpoint
 
 _NO_INFLUENCE = (
     "trainer.logger",

@@ -23,6 +23,7 @@ from latent_tts.reward.loading import load_to_train_further
 from latent_tts.reward.losses import LabelsName, LossName, LossSum, RewardLoss, TargetsName
 from latent_tts.training.optimization import Optimization
 from lightning_modules.hyperparameters import options_of
+from lightning_modules.trainer_fit import data_of
 from lightning_modules.training_module import TrainingModule
 
 DEFAULT_OPTIMIZATION = Optimization(warmup_share=0.1, schedule="cosine")
@@ -108,7 +109,7 @@ class LatentRMModule(TrainingModule):
     def setup(self, stage: str) -> None:
         """Refuses annotations that another backbone made, or that lack what the loss needs."""
         super().setup(stage)
-        data, model = self.data, self.reward_model
+        data, model = data_of(self.trainer), self.reward_model
         if not isinstance(data, AnnotatedRolloutDataModule):
             raise UserError(
                 f"a reward model is trained with AnnotatedRolloutDataModule as --data, not {type(data).__name__}"

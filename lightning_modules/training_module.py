@@ -7,32 +7,23 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from latent_tts.errors import UserError
 from latent_tts.training.optimization import Optimization
+from lightning_modules.checkpoint_reading import read_checkpoint
 from lightning_modules.hyperparameters import restored
 from lightning_modules.lookahead import Lookahead
 from lightning_modules.sharding import ShardedStrategy, gather, gradient_norm, gradients, offer_sharding, release, shard
+from lightning_modules.trainer_fit import accumulated_batches, check_trainer_fits, data_of
 
 offer_sharding()
-
-SUPPORTED_PRECISIONS = ("32-true", "bf16-mixed")
-
-
-@runtime_checkable
-class TrainingData(Protocol):
-    """What a training asks of its data module."""
-
-    batch_size: int
-    """Examples in a micro batch of one process."""
 
 
 class TrainingModule(LightningModule):
@@ -95,49 +86,13 @@ class TrainingModule(LightningModule):
 
     # Set-up -----------------------------------------------------------------------------------------------------------
 
-    @property
-    def data(self) -> TrainingData:
-        """The data module of the run.
-
-        Raises:
-            UserError: It is none that a training can use.
-        """
-        data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TrainingData):
-            raise UserError(f"--data must be a data module with a batch_size, and {type(data).__name__} has none.")
-        return data
-
     def setup(self, stage: str) -> None:
         if stage != "fit":
             return
-        self.refuse_what_is_decided_here()
+        check_trainer_fits(self.trainer, self.__class__.__name__, self.can_be_sharded)
         self.trainer.accumulate_grad_batches = accumulated_batches(
-            self.global_batch_size, self.data.batch_size, self.trainer.world_size
+            self.global_batch_size, data_of(self.trainer).batch_size, self.trainer.world_size
         )
-
-    def refuse_what_is_decided_here(self) -> None:
-        """UserError for an option of the trainer that would have no effect, or spoil the loss."""
-        trainer = self.trainer
-        if trainer.accumulate_grad_batches != 1:
-            raise UserError(
-                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} is decided by the training: give "
-                "--model.global_batch_size, the examples of an optimizer step, from which the accumulated batches follow."
-            )
-        if trainer.precision not in SUPPORTED_PRECISIONS:
-            raise UserError(
-                f"--trainer.precision {trainer.precision} does not fit this training: give 32-true or bf16-mixed."
-            )
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)):
-            raise UserError(
-                f"--trainer.strategy {type(trainer.strategy).__name__} splits the model, which this training does not support: "
-                "give auto, ddp or fsdp."
-            )
-        if isinstance(trainer.strategy, ShardedStrategy) and not self.can_be_sharded:
-            raise UserError(f"--trainer.strategy fsdp does not fit {self.__class__.__name__} as it is set: give ddp.")
-        if getattr(trainer, "overfit_batches", 0):
-            raise UserError(
-                "--trainer.overfit_batches would replace the order of the batches: give --trainer.limit_train_batches."
-            )
 
     @property
     def trained(self) -> nn.Module:
@@ -283,39 +238,3 @@ class TrainingModule(LightningModule):
         module = cls(**restored(cls, content["hyper_parameters"] | options))
         module.load_state_dict(content["state_dict"], strict=True)
         return module
-
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """What a checkpoint of a training holds; nothing but data is loaded from it.
-
-    Raises:
-        UserError: It is not there, cut off, or no checkpoint of a training.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"There is no checkpoint {str(path)!r}; a run writes them to its folder's checkpoints/.")
-    try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # a cut-off file raises whatever the part that is missing makes torch raise
-        raise UserError(
-            f"{str(path)!r} cannot be read as a checkpoint ({type(error).__name__}): it may be cut off or no checkpoint at all."
-        ) from error
-    if not isinstance(content, dict) or "training" not in content:
-        raise UserError(f"{str(path)!r} was not written by a training of this project.")
-    return content
-
-
-def accumulated_batches(global_batch_size: int | None, micro_batch_size: int, world_size: int) -> int:
-    """Micro batches per optimizer step.
-
-    Raises:
-        UserError: The global batch is not a whole number of micro batches on every process.
-    """
-    per_pass = micro_batch_size * world_size
-    if global_batch_size is None:
-        return 1
-    if global_batch_size < 1 or global_batch_size % per_pass:
-        raise UserError(
-            f"global_batch_size {global_batch_size} is not a multiple of batch_size {micro_batch_size} x {world_size} "
-            f"process(es) = {per_pass}; change one of them."
-        )
-    return global_batch_size // per_pass

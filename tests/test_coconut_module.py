@@ -17,7 +17,7 @@ from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
 from latent_tts.backbones.training import load_for_training
 from latent_tts.errors import UserError
 from latent_tts.training.coconut_curriculum import Curriculum
-from lightning_modules.training_module import accumulated_batches
+from lightning_modules.trainer_fit import accumulated_batches
 from tests.training import (
     ONE_EPOCH_A_STAGE,
     StopAfter,

@@ -25,7 +25,7 @@ from latent_tts.backbones.files import load_tokenizer
 from latent_tts.errors import UserError
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.reward import load_reward_model
-from lightning_modules.training_module import read_checkpoint
+from lightning_modules.checkpoint_reading import read_checkpoint
 from tests.test_latent_rm_module import annotated, settings_of
 from tests.test_reward import tiny_backbone
 

@@ -16,11 +16,11 @@ from latent_tts.errors import UserError
 from latent_tts.sampling import NativeGaussian
 from latent_tts.training.grpo import GRPO
 from latent_tts.training.optimization import Optimization
+from lightning_modules.checkpoint_reading import read_checkpoint
 from lightning_modules.coconut_module import CoconutModule
 from lightning_modules.codi_module import CodiModule
 from lightning_modules.colar_grpo_module import ColarGRPOModule
 from lightning_modules.hyperparameters import restored
-from lightning_modules.training_module import read_checkpoint
 from tests.training import MAKERS, flat_weights, make_codi, make_data, make_module, make_trainer, write_tiny_model
 
 

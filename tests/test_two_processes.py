@@ -207,7 +207,7 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path):
     trainer: Any = SimpleNamespace(**options)
     adapters._trainer = trainer
     with pytest.raises(UserError, match="fsdp does not fit CoconutModule as it is set: give ddp"):
-        adapters.refuse_what_is_decided_here()
+        adapters.setup("fit")
     with pytest.raises(UserError, match="some of this model's are frozen"):
         shard(backbone_to_score("llama").requires_grad_(False), None)
     with pytest.raises(UserError, match="finds no transformer blocks"):
