@@ -100,7 +100,7 @@ def assert_kept_latents_draw_the_same(run, out, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command_draws_what_was_recorded_and_refuses_what_was_not(tmp_path, monkeypatch, capsys):
+def test_the_command_draws_what_was_recorded_and_refuses_what_was_not(drawn_figures, tmp_path, monkeypatch, capsys):
     from commands.evaluate import EvaluationCLI
 
     small = ["--data.size=2", "--model.num_rollouts=4", "--model.search=[]", "--trainer.enable_progress_bar=false"]
