@@ -24,7 +24,7 @@ def main(
     from latent_tts.evaluation.chapter.kept import read_kept
     from latent_tts.evaluation.chapter.page import filled
     from latent_tts.evaluation.report.figure_files import figure_bytes
-    from latent_tts.evaluation.run_folder import write_whole
+    from latent_tts.files.whole import write_whole
 
     try:
         text = page.read_text(encoding="utf-8")
