@@ -91,6 +91,7 @@ def assert_one_sentence(refusal: UserError, family: str) -> None:
     assert "\n" not in sentence and len(sentence) < 400
 
 
+@pytest.mark.slow  # all of them together
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_rolled_out_exactly_or_refused(family, wrap):
     if family in NOT_TINY:

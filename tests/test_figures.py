@@ -25,9 +25,11 @@ from tests.metrics_json import make_metrics_json
 from tests.records import make_record
 
 
-@pytest.mark.parametrize("num_aggregations", [1, 14])
-@pytest.mark.parametrize("height", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("num_rollouts", [1, 16, 1024])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_rollouts", "height", "num_aggregations"),
+    [(1, 0.0, 1), (1, 1.0, 14), (16, 0.0, 14), (16, 0.5, 14), (16, 1.0, 1), (1024, 0.0, 1), (1024, 1.0, 14)],
+)
 def test_nothing_is_cut_and_nothing_is_covered(num_rollouts, height, num_aggregations):
     drawn = figures(make_metrics_json(num_rollouts, height, num_aggregations))
     assert {"accuracy", "compute"} <= set(drawn) <= set(FIGURES)
@@ -85,8 +87,8 @@ def compared(num_rollouts: int, height: float, num_runs: int) -> Comparison:
     return Comparison(tuple(made), 0, 500)
 
 
-@pytest.mark.parametrize(("num_rollouts", "height"), [(1, 0.0), (16, 0.5), (1024, 1.0)])
-@pytest.mark.parametrize("num_runs", [2, 13])
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_rollouts", "height", "num_runs"), [(1, 0.0, 2), (16, 0.5, 13), (1024, 1.0, 13)])
 def test_nothing_is_cut_or_covered_in_figures_of_several_runs(num_rollouts, height, num_runs):
     drawn = comparison_figures(compared(num_rollouts, height, num_runs))
     assert list(drawn) == list(COMPARISON_CAPTIONS)

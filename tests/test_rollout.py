@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,6 +39,13 @@ TO_THE_BIT = ["agn", "dropout-latent", "relative", "kept-mask", "values", "value
 KINDS_AND_LAYOUTS = [(kind, layout) for kind in ("coconut", "codi", "colar") for layout in ("gpt2", "llama")]
 
 
+def crossed(names: Iterable[str]) -> list[Any]:
+    """One sampler with every kind and layout, and every other with a fixed and an open number of thoughts, on either layout."""
+    pairs = [(*pair, "agn") for pair in KINDS_AND_LAYOUTS]
+    pairs += [(*pair, name) for name in names if name != "agn" for pair in (("coconut", "gpt2"), ("colar", "llama"))]
+    return [pytest.param(kind, layout, SAMPLERS[name], id=f"{kind}-{layout}-{name}") for kind, layout, name in pairs]
+
+
 def same(left, right, rows=slice(None)) -> None:
     """Equal answers and, up to the last bits of float sums, equal latents."""
     assert torch.equal(left.num_latents, right.num_latents[rows])
@@ -46,8 +56,7 @@ def same(left, right, rows=slice(None)) -> None:
     torch.testing.assert_close(left.latents, right.latents[rows], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
-@pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
+@pytest.mark.parametrize(("kind", "layout", "sampler"), crossed(SAMPLERS))
 def test_batched_rollouts_equal_recomputing_everything_for_every_token(kind, layout, sampler, tiny_backbone, questions):
     backbone = tiny_backbone(kind, layout, num_latents=3)
     rollouts = RolloutEngine(backbone, sampler, max_answer_tokens=5).rollout(questions[:3], num_rollouts=2, seed=7)
@@ -78,8 +87,7 @@ def test_batch_size_and_order_change_nothing(kind, sampler, tiny_backbone, quest
 @pytest.mark.slow
 @pytest.mark.skipif(kernels() is None, reason="no kernels on this machine")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sampler", [SAMPLERS[name] for name in TO_THE_BIT], ids=TO_THE_BIT)
-@pytest.mark.parametrize(("kind", "layout"), KINDS_AND_LAYOUTS)
+@pytest.mark.parametrize(("kind", "layout", "sampler"), crossed(TO_THE_BIT))
 def test_by_the_kernels_a_rollout_is_its_own_to_the_bit(kind, layout, sampler, dtype, tiny_backbone, questions):
     """Whatever batch it is drawn in, with however many others, in however many threads: nothing is left to rounding."""
     if dtype == torch.bfloat16 and not kernels().has_tiles:

@@ -6,9 +6,8 @@ problems -> prompts -> rollouts -> greedy answers -> written answers -> step sco
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,13 +33,11 @@ from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.record_making import Drawn, make_record, search_records, written_record
 from latent_tts.evaluation.records import Record, SearchRecord
+from latent_tts.evaluation.steps import Steps
 from latent_tts.evaluation.strategies import make_aggregations, of_search
 from latent_tts.problems import Problem
 from latent_tts.reward import LatentRewardModel
-from latent_tts.sampling import Deterministic, PromptSharing
 from latent_tts.search import Search, SearchResult
-
-R = TypeVar("R")
 
 
 class Evaluator:
@@ -88,7 +85,6 @@ class Evaluator:
                 f"num_rollouts must be at least 1, got {num_rollouts}: it is the number of rollouts of each problem."
             )
         self.engine, self.reward_model, self.written_engine = engine, reward_model, written_engine
-        self.greedy_engine = RolloutEngine(engine.backbone, Deterministic(), engine.max_answer_tokens)
         if aggregations is None:
             aggregations = make_aggregations(None, scored=reward_model is not None)
         self.aggregations = list(aggregations)
@@ -98,8 +94,8 @@ class Evaluator:
         self.thought: dict[str, KeptLatents] = {}
         self.kept: LatentFiles | None = None
         self.clock = RolloutClock()
+        self._steps = Steps(engine, reward_model, self.clock, seed, control)
         self._problem_parts = FittingParts("problems", " A smaller --data.batch_size saves the attempt.")
-        self._rollout_parts = FittingParts("rollouts of one problem")
         self._check_reward_model()
         self._check_control()
 
@@ -165,20 +161,19 @@ class Evaluator:
         return [made[i] for i in range(len(problems))]
 
     def _evaluate(self, problems: Sequence[Problem]) -> list[Record]:
-        questions, ids = [problem.question for problem in problems], [problem.problem_id for problem in problems]
-        started = time.perf_counter()
-        start = self.engine.start(questions, self.seed, ids)
-        rollouts = self._draw(self.engine, start, problems, self.num_rollouts)
+        started, steps = time.perf_counter(), self._steps
+        start = steps.start(problems)
+        rollouts = steps.rollouts(start, problems, self.num_rollouts)
         self.clock.add(started, len(problems) * self.num_rollouts, self.engine.backbone.device)
         drawn = Drawn(
             prompts=start.prompts,
             rollouts=rollouts,
-            greedy=self._greedy(start, problems),
-            written=None if self.written_engine is None else self.written_engine.rollout(questions, num_rollouts=1),
-            scores=self._scores(questions, rollouts),
-            found=self._search(questions, ids, start, self._by_key(), rollouts),
+            greedy=steps.greedy(start, problems),
+            written=self._written(problems),
+            scores=steps.scores(problems, rollouts),
+            found=steps.search(problems, start, self._by_key(), rollouts),
         )
-        self._note(ids, rollouts)
+        self._note(problems, rollouts)
         records = [make_record(problem, i, drawn, self.answer_rule) for i, problem in enumerate(problems)]
         partners = {} if self.control is None else self.control.partners
         return [
@@ -186,28 +181,31 @@ class Evaluator:
             for one in records
         ]
 
-    def _note(self, ids: Sequence[str], rollouts: Rollouts) -> None:
+    def _written(self, problems: Sequence[Problem]) -> Rollouts | None:
+        """The greedy answers of the model that reasons in writing."""
+        if self.written_engine is None:
+            return None
+        return self.written_engine.rollout([problem.question for problem in problems], num_rollouts=1)
+
+    def _note(self, problems: Sequence[Problem], rollouts: Rollouts) -> None:
         if self.keep_latents:
             latents, counts = rollouts.latents.float().cpu(), rollouts.num_latents.cpu()
-            self.thought |= {one: KeptLatents(latents[i], counts[i]) for i, one in enumerate(ids)}
+            self.thought |= {one.problem_id: KeptLatents(latents[i], counts[i]) for i, one in enumerate(problems)}
 
     # Completion -----------------------------------------------------------------------------------------------------
 
     def _complete(self, problems: Sequence[Problem], earlier: Sequence[Record], have: Have) -> list[Record]:
         """The records with what they lack; rollouts, answers and searches that they hold stay."""
-        questions, ids = [one.question for one in problems], [one.problem_id for one in problems]
         searches = {key: one for key, one in self._by_key().items() if key not in have.searches}
         thinks = have.num_rollouts < self.num_rollouts or (self.reward_model is not None and not have.scored)
-        thinks = thinks or (self.keep_latents and not self._all_kept(ids, have.num_rollouts))
-        start = self.engine.start(questions, self.seed, ids) if thinks or searches else None
+        thinks = thinks or (self.keep_latents and not self._all_kept(problems, have.num_rollouts))
+        start = self._steps.start(problems) if thinks or searches else None
         records = list(earlier)
         found: dict[str, SearchResult] = {}
         if start is not None:
             records = self._with_rollouts(problems, records, have, start) if thinks else records
-            found = self._search(questions, ids, start, searches)
-        written = None
-        if self.written_engine is not None and not have.written:
-            written = self.written_engine.rollout(questions, num_rollouts=1)
+            found = self._steps.search(problems, start, searches)
+        written = None if have.written else self._written(problems)
         return [
             self._whole(replace(record, written=old.written), problem, i, old.search, found, written)
             for i, (record, problem, old) in enumerate(zip(records, problems, earlier, strict=True))
@@ -233,15 +231,14 @@ class Evaluator:
         self, problems: Sequence[Problem], earlier: Sequence[Record], have: Have, start: ThoughtState
     ) -> list[Record]:
         """The records with all N rollouts, scored."""
-        questions, ids = [one.question for one in problems], [one.problem_id for one in problems]
-        rollouts = restored_rollouts(earlier, self._latents(ids, have.num_rollouts, start))
+        rollouts = restored_rollouts(earlier, self._latents(problems, have.num_rollouts, start))
         missing = self.num_rollouts - have.num_rollouts
         if missing:
             started = time.perf_counter()
-            new = self.engine.rollout_from(start, missing, have.num_rollouts)
+            new = self._steps.rollouts(start, problems, missing, have.num_rollouts)
             self.clock.add(started, len(problems) * missing, self.engine.backbone.device)
             rollouts = join_rollouts([replace(rollouts, answer_ids=new.answer_ids[:, :0]), new])
-        self._note(ids, rollouts)
+        self._note(problems, rollouts)
         greedy = [record.greedy for record in earlier]
         drawn = Drawn(
             prompts=start.prompts,
@@ -249,69 +246,23 @@ class Evaluator:
             greedy=restored_answers(earlier, greedy, [record.token_steps.greedy for record in earlier]),
             written=None,
             # all of them again, packed as they would be: a score's last digit depends on what is scored beside it
-            scores=self._scores(questions, rollouts),
+            scores=self._steps.scores(problems, rollouts),
             found={},
         )
         return [make_record(problem, i, drawn, self.answer_rule) for i, problem in enumerate(problems)]
 
-    def _latents(self, ids: Sequence[str], num_rollouts: int, start: ThoughtState) -> Tensor:
+    def _latents(self, problems: Sequence[Problem], num_rollouts: int, start: ThoughtState) -> Tensor:
         """Of the first rollouts (B, n, T, D): as they are kept, or thought again."""
-        if self.kept is None or not self._all_kept(ids, num_rollouts):
+        if self.kept is None or not self._all_kept(problems, num_rollouts):
             return think(self.engine, start, num_rollouts)
         backbone = self.engine.backbone
-        found = [self.kept.read(one).latents[:num_rollouts] for one in ids]
+        found = [self.kept.read(one.problem_id).latents[:num_rollouts] for one in problems]
         padded = [pad(one, (0, 0, 0, backbone.num_latents - one.shape[1])) for one in found]
         return torch.stack(padded).to(backbone.device, start.latents.dtype)
 
-    def _all_kept(self, ids: Sequence[str], num_rollouts: int) -> bool:
-        return self.kept is not None and all(self.kept.num_rollouts(one) >= num_rollouts for one in ids)
+    def _all_kept(self, problems: Sequence[Problem], num_rollouts: int) -> bool:
+        kept = self.kept
+        return kept is not None and all(kept.num_rollouts(one.problem_id) >= num_rollouts for one in problems)
 
     def _by_key(self) -> dict[str, Search]:
         return {strategy.key: search for strategy, search in self.searches.items()}
-
-    # Steps ----------------------------------------------------------------------------------------------------------
-
-    def _draw(
-        self, engine: RolloutEngine, start: ThoughtState, problems: Sequence[Problem], num_rollouts: int
-    ) -> Rollouts:
-        if self.control is None:
-            return engine.rollout_from(start, num_rollouts)
-        return self.control.rollouts(engine, start, problems, num_rollouts, self.seed)
-
-    def _greedy(self, start: ThoughtState, problems: Sequence[Problem]) -> Rollouts:
-        """The answers without sampling, from the prompts of the rollouts where their pass was not random."""
-        if self.engine.sampler.prompt_sharing is not PromptSharing.ALL:
-            questions, ids = [one.question for one in problems], [one.problem_id for one in problems]
-            start = self.greedy_engine.start(questions, self.seed, ids)
-        return self._draw(self.greedy_engine, start, problems, 1)
-
-    def _scores(self, questions: Sequence[str], rollouts: Rollouts) -> Tensor | None:
-        """Step scores (B, N, T), on the CPU."""
-        model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
-        if model is None:
-            return None
-        with self.clock.scoring():
-            parts = self._over_rollouts(
-                lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]),
-                len(questions),
-                latents.shape[1],
-            )
-            return torch.cat(parts, dim=1).cpu()
-
-    def _search(
-        self,
-        questions: Sequence[str],
-        ids: list[str],
-        start: ThoughtState,
-        searches: dict[str, Search],
-        drawn: Rollouts | None = None,
-    ) -> dict[str, SearchResult]:
-        scorer: Any = self.reward_model  # None only where no search needs one
-        return {
-            key: search.search(self.engine, scorer, questions, self.seed, ids, start, drawn)
-            for key, search in searches.items()
-        }
-
-    def _over_rollouts(self, work: Callable[[int, int], R], num_problems: int, num_rollouts: int) -> list[R]:
-        """Results of work on all N rollouts, or on some at a time where those of a single problem do not fit in memory."""
-        return self._rollout_parts.run(work, num_rollouts) if num_problems == 1 else [work(0, num_rollouts)]

@@ -112,8 +112,7 @@ def test_a_planted_mistake_is_seen(planted, tiny_backbone, questions, monkeypatc
 
 
 @pytest.mark.parametrize("sampler", [AdditiveGaussianNoise(0.3), MonteCarloDropout(0.2), Deterministic()], ids=repr)
-@pytest.mark.parametrize("kind", ["coconut", "codi", "colar"])
-@pytest.mark.parametrize("layout", ["gpt2", "llama"])
+@pytest.mark.parametrize(("kind", "layout"), [("coconut", "gpt2"), ("codi", "gpt2"), ("colar", "llama")])
 def test_no_thought_waits_and_an_answer_waits_once_a_token(layout, kind, sampler: Sampler, tiny_backbone, questions):
     host = tiny_backbone(kind, layout, num_latents=3)
     host.eos_token_id = 1  # a byte that none of these answers has

@@ -22,6 +22,8 @@ from latent_tts.search import BeamSearch, ParticleFiltering
 from tests.test_reward import QUESTIONS, tiny_latents, tiny_reward_model
 from tests.test_search import answer_of
 
+pytestmark = pytest.mark.slow
+
 NOISE = AdditiveGaussianNoise(sigma=0.4)
 SEARCHERS: list[Any] = [BeamSearch(2, 3), ParticleFiltering(4, temperature=0.2, threshold=0.8)]
 
@@ -84,7 +86,6 @@ def test_annotations_are_those_of_the_host(sampler, place, tiny_backbone, questi
     assert torch.equal(found.correct.cpu(), wanted.correct)
 
 
-@pytest.mark.slow
 def test_records_are_those_of_the_host(place, tiny_backbone, questions):
     """Rollouts with drawn answers, greedy and written ones, scores, searches, diversity and the bill: all that a record holds.
 
