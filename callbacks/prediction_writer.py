@@ -14,19 +14,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from callbacks.protocols import evaluation_module, problem_source
 from latent_tts import __version__
 from latent_tts.errors import UserError
+from latent_tts.evaluation.finished_problems import FinishedProblems, Golds
 from latent_tts.evaluation.growth import EarlierRecords, Place, find_place
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path
 from latent_tts.evaluation.provenance import now, provenance
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.run_folder import (
-    CONFIG_FILE,
-    FinishedProblems,
-    Golds,
-    Settings,
-    read_run,
-    write_run,
-)
+from latent_tts.evaluation.run_folder import CONFIG_FILE, read_run, write_run
+from latent_tts.evaluation.settings import Settings
 from latent_tts.files.whole import write_whole
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 

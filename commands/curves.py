@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from latent_tts.evaluation.report.event_files import add_hyperparameters
-from latent_tts.evaluation.run_folder import flatten
+from latent_tts.evaluation.settings import flatten
 
 
 class RunCurves(TensorBoardLogger):

@@ -24,7 +24,7 @@ from commands.curves import RunCurves
 from commands.help import show_trainer_options
 from commands.retired import without_retired
 from datamodules.rollout_data import RolloutDataModule
-from latent_tts.evaluation.run_folder import Settings, flatten
+from latent_tts.evaluation.settings import Settings, flatten
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "evaluate"

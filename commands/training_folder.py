@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.run_folder import Settings, differences, flatten
+from latent_tts.evaluation.settings import Settings, differences, flatten
 from lightning_modules.checkpoint_reading import read_checkpoint
 
 _NO_INFLUENCE = (

@@ -21,7 +21,7 @@ from latent_tts.evaluation.completion import Earlier
 from latent_tts.evaluation.controls import ControlName, control_of, other_problems
 from latent_tts.evaluation.evaluator import Evaluator
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.run_folder import Settings, flatten
+from latent_tts.evaluation.settings import Settings, flatten
 from latent_tts.evaluation.strategies import Part, make_aggregations, make_searches, part_of
 from latent_tts.evaluation.summary import EvaluationMetrics, RunningMetrics
 from latent_tts.problems import Problem
@@ -136,7 +136,7 @@ class ParallelTTSModule(LightningModule):
         return EvaluationMetrics(evaluator.num_rollouts, num_latents, evaluator.aggregations, searches, is_written)
 
     def settings(self) -> Settings:
-        """Everything the records depend on, by option name; see `latent_tts.evaluation.run_folder`."""
+        """Everything the records depend on, by option name; see `latent_tts.evaluation.settings`."""
         evaluator = self.evaluator
         return flatten(
             {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from latent_tts.errors import UserError
+from latent_tts.evaluation.finished_problems import FinishedProblems, Golds
 from latent_tts.evaluation.prediction_files import (
     RecordWriter,
     cut_torn_line,
@@ -18,7 +19,8 @@ from latent_tts.evaluation.prediction_files import (
     rewrite_records,
 )
 from latent_tts.evaluation.records import Record, rounded, significant
-from latent_tts.evaluation.run_folder import FinishedProblems, Golds, check_folder, differences, flatten, write_run
+from latent_tts.evaluation.run_folder import check_folder, write_run
+from latent_tts.evaluation.settings import differences, flatten
 from tests.records import make_record
 
 RECORDS = [replace(make_record(i), question="Wie viele Äpfel? {}") for i in range(3)]

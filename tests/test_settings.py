@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent_tts.evaluation.run_folder import differences, flatten
+from latent_tts.evaluation.settings import differences, flatten
 
 NAMES = st.text("abc_", min_size=1, max_size=4)
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)

@@ -1,6 +1,6 @@
 """How a run in a folder becomes a larger one: more rollouts, scores, searches, aggregations, latents.
 
-What may grow is a table in `latent_tts.evaluation.run_folder`. While a run grows, its records lie as they were: the larger
+What may grow is a table in `latent_tts.evaluation.settings`. While a run grows, its records lie as they were: the larger
 ones are written to OUTPUT/growing-N/, with a run.json of their own, and take their place when all are there. A run that fails
 or is killed meanwhile leaves the smaller one whole, and the same command goes on.
 """
@@ -14,9 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from latent_tts.evaluation.finished_problems import Golds
 from latent_tts.evaluation.prediction_files import PREDICTIONS, prediction_files, read_records, record_at
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.run_folder import Golds, Settings, check_folder, grows_records, read_run
+from latent_tts.evaluation.run_folder import check_folder, read_run
+from latent_tts.evaluation.settings import Settings, grows_records
 
 _GROWING = "growing-"
 

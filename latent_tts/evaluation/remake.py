@@ -14,7 +14,8 @@ from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import prediction_files, read_records
 from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, Settings, read_run
+from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, read_run
+from latent_tts.evaluation.settings import Settings
 from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_search
 from latent_tts.evaluation.summary import EvaluationMetrics
 
