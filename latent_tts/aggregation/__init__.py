@@ -1,4 +1,4 @@
-"""Aggregations of N rollouts into one answer: one algorithm a file, one signature, one result type."""
+"""Aggregations of N rollouts into one answer: one algorithm a file, which says who wins and how often that is right."""
 
 from latent_tts.aggregation.adaptive_voting import AdaptiveVoting
 from latent_tts.aggregation.base import (

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
-from torch import Tensor
-
-from latent_tts.aggregation.base import Aggregate, Named, check_ks
+from latent_tts.aggregation.base import Aggregate, Aggregation, ScoredAnswers
 from latent_tts.aggregation.majority_voting import MajorityVoting
 from latent_tts.answers import answer_key
 from latent_tts.errors import UserError
@@ -74,7 +72,7 @@ class StoppingRule:
 
 
 @dataclass(frozen=True)
-class AdaptiveVoting(StoppingRule, Named):
+class AdaptiveVoting(StoppingRule, Aggregation):
     """Majority voting over the first rollouts, as many as the stopping rule asks for. Needs no scores.
 
     At k it is what a budget of at most k rollouts gives, on the first k in their order: one draw, not a mean over subsets.
@@ -82,28 +80,18 @@ class AdaptiveVoting(StoppingRule, Named):
 
     family = "adaptive_voting"
     label = "adaptive voting"
-    needs_scores: ClassVar[bool] = False
     by_default: ClassVar[bool] = False
 
-    def choose(
-        self, answers: Sequence[float | None], scores: Tensor | None = None, mask: Tensor | None = None
-    ) -> Aggregate:
-        """The majority of the rollouts up to the stop. See `Aggregation.choose`."""
-        return MajorityVoting().choose(answers[: self.stop(answers)])
+    def pick(self, rollouts: ScoredAnswers) -> Aggregate:
+        """The majority of the rollouts up to the stop."""
+        return MajorityVoting().choose(rollouts.answers[: self.stop(rollouts.answers)])
 
-    def expected_accuracy(
-        self,
-        answers: Sequence[float | None],
-        correct: Sequence[bool],
-        scores: Tensor | None,
-        mask: Tensor | None,
-        ks: Sequence[int],
-        rng_key: int = 0,
+    def expectation(
+        self, rollouts: ScoredAnswers, correct: Sequence[bool], ks: Sequence[int], rng_key: int
     ) -> list[float]:
         """Whether the choice among the first k is right, for every k."""
-        check_ks(ks, len(answers))
-        stop = self.stop(answers)
-        chosen = [MajorityVoting().choose(answers[: min(k, stop)]).index for k in ks]
+        stop = self.stop(rollouts.answers)
+        chosen = [MajorityVoting().choose(rollouts.answers[: min(k, stop)]).index for k in ks]
         return [float(index is not None and correct[index]) for index in chosen]
 
     def rollouts_spent(self, answers: Sequence[float | None], ks: Sequence[int]) -> list[float]:

@@ -7,10 +7,11 @@ of the N.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal, Protocol, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -62,32 +63,57 @@ class Named:
         return [float(k) for k in ks]
 
 
-class Aggregation(Protocol):
-    """One way to turn N rollouts of a problem into one answer; a class of it is `Named`."""
+@dataclass(frozen=True)
+class ScoredAnswers:
+    """The N rollouts of one problem, as an aggregation sees them."""
 
-    family: ClassVar[str]
-    label: ClassVar[str]
-    by_default: ClassVar[bool]
-    """See `Named`."""
-    needs_scores: ClassVar[bool]
+    answers: Sequence[float | None]
+    """None where a rollout has none."""
+    classes: np.ndarray
+    """(N,) which of the distinct answers each rollout gave, -1 for none; they are numbered in order of appearance."""
+    keys: list[float]
+    """The distinct answers, by `answer_key`."""
+    scores: np.ndarray
+    """(N,) float64, one a rollout; 0 where the aggregation needs none."""
+
+    def credit(self, correct: Sequence[bool]) -> np.ndarray:
+        """What it is worth when a distinct answer wins, (C,) float64; see `class_credits`."""
+        return class_credits(self.classes, correct, len(self.keys))
+
+
+class Aggregation(Named, ABC):
+    """One way to turn N rollouts of a problem into one answer.
+
+    A subclass says which of the rollouts wins, and how often that is a right one.
+    """
+
+    needs_scores: ClassVar[bool] = False
     """Whether `scores` must be given."""
 
-    @property
-    def options(self) -> tuple[str, ...]:
-        """See `Named`."""
+    @abstractmethod
+    def pick(self, rollouts: ScoredAnswers) -> Aggregate:
+        """The choice; there is at least one rollout."""
 
-    @property
-    def name(self) -> str:
-        """See `Named`."""
+    @abstractmethod
+    def expectation(
+        self, rollouts: ScoredAnswers, correct: Sequence[bool], ks: Sequence[int], rng_key: int
+    ) -> list[float]:
+        """See `expected_accuracy`; the arguments fit each other."""
 
-    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> Aggregate:
+    def choose(
+        self, answers: Sequence[float | None], scores: Tensor | None = None, mask: Tensor | None = None
+    ) -> Aggregate:
         """Choose one answer.
 
         Args:
             answers: the N parsed answers, None where there is none.
             scores: (N, T) step scores, any real numbers; None where the aggregation needs none.
             mask: (N, T) true where a step exists; None for all.
+
+        Raises:
+            UserError: no rollout, or scores that are missing or do not fit.
         """
+        return self.pick(self._seen(answers, scores, mask))
 
     def expected_accuracy(
         self,
@@ -102,10 +128,34 @@ class Aggregation(Protocol):
 
         `rng_key` seeds the draw of subsets where there are too many to list (a function of the problem, so that the
         result is the same in every run); aggregations with a closed form ignore it.
-        """
 
-    def rollouts_spent(self, answers: Sequence[float | None], ks: Sequence[int]) -> list[float]:
-        """See `Named`."""
+        Raises:
+            UserError: as `choose`, or a k out of reach, or marks that are not one for each answer.
+        """
+        check_ks(ks, len(answers))
+        if len(correct) != len(answers):
+            raise UserError(f"there are {len(answers)} answers but {len(correct)} correctness marks: give one each")
+        return self.expectation(self._seen(answers, scores, mask), correct, ks, rng_key)
+
+    def _seen(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> ScoredAnswers:
+        classes, keys = answer_classes(answers)
+        return ScoredAnswers(answers, classes, keys, self._reduced(answers, scores, mask))
+
+    def _reduced(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
+        return np.zeros(len(answers))
+
+
+@dataclass(frozen=True)
+class ScoredAggregation(Aggregation):
+    """One that goes by the scores of a reward model."""
+
+    reduction: StepReduction = "sum"
+    """How the step scores of a rollout become one score."""
+
+    needs_scores: ClassVar[bool] = True
+
+    def _reduced(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
+        return rollout_scores(self.name, answers, scores, mask, self.reduction)
 
 
 def k_grid(num_rollouts: int) -> list[int]:
@@ -220,8 +270,6 @@ def class_credits(classes: np.ndarray, correct: Sequence[bool], num_classes: int
     It is 0 or 1 where correctness and grouping use one equality; under the strict rule of the published code a class
     may hold right and wrong spellings of one value, and its answer is that of any member with equal chance.
     """
-    if len(correct) != len(classes):
-        raise UserError(f"there are {len(classes)} answers but {len(correct)} correctness marks: give one each")
     voters = classes >= 0
     right = np.bincount(classes[voters], weights=np.asarray(correct, dtype=float)[voters], minlength=num_classes)
     return right / np.bincount(classes[voters], minlength=num_classes)

@@ -9,68 +9,44 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from latent_tts.aggregation.base import (
-    Aggregate,
-    Named,
-    StepReduction,
-    answer_classes,
-    check_ks,
-    rollout_scores,
-    score_order,
-)
-from latent_tts.errors import UserError
+from latent_tts.aggregation.base import Aggregate, ScoredAggregation, ScoredAnswers, score_order
 
 
 @dataclass(frozen=True)
-class BestOfN(Named):
+class BestOfN(ScoredAggregation):
     """The single best-scored rollout decides."""
 
-    reduction: StepReduction = "sum"
-    """How the step scores of a rollout become one score."""
     skip_invalid: bool = False
     """Rank rollouts without a parsed answer last; the published rule ranks by score alone."""
 
     family = "best_of_n"
     label = "best-of-N"
-    needs_scores: ClassVar[bool] = True
 
     @property
     def options(self) -> tuple[str, ...]:
         """What differs from the published rule."""
         return (self.reduction,) * (self.reduction != "sum") + ("skip_invalid",) * self.skip_invalid
 
-    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
-        """The best-scored rollout; its answer may be None. See `Aggregation.choose`."""
-        answer_classes(answers)
-        index = int(self._order(answers, scores, mask)[0])
-        return Aggregate(answers[index], index, None)
+    def pick(self, rollouts: ScoredAnswers) -> Aggregate:
+        """The best-scored rollout; its answer may be None."""
+        index = int(self._order(rollouts)[0])
+        return Aggregate(rollouts.answers[index], index, None)
 
-    def expected_accuracy(
-        self,
-        answers: Sequence[float | None],
-        correct: Sequence[bool],
-        scores: Tensor | None,
-        mask: Tensor | None,
-        ks: Sequence[int],
-        rng_key: int = 0,
+    def expectation(
+        self, rollouts: ScoredAnswers, correct: Sequence[bool], ks: Sequence[int], rng_key: int
     ) -> list[float]:
-        """Exact mean over all k-subsets (module docstring). See `Aggregation.expected_accuracy`."""
-        check_ks(ks, len(answers))
-        if len(correct) != len(answers):
-            raise UserError(f"there are {len(answers)} answers but {len(correct)} correctness marks: give one each")
-        right = np.asarray(correct, dtype=float)[self._order(answers, scores, mask)]
-        return [float(rank_probabilities(len(answers), k) @ right) for k in ks]
+        """Exact mean over all k-subsets (module docstring)."""
+        right = np.asarray(correct, dtype=float)[self._order(rollouts)]
+        return [float(rank_probabilities(len(right), k) @ right) for k in ks]
 
-    def _order(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
-        order = score_order(rollout_scores(self.name, answers, scores, mask, self.reduction))
+    def _order(self, rollouts: ScoredAnswers) -> np.ndarray:
+        order = score_order(rollouts.scores)
         if not self.skip_invalid:
             return order
-        invalid = np.array([answers[i] is None for i in order])
+        invalid = rollouts.classes[order] < 0
         return np.concatenate([order[~invalid], order[invalid]])
 
 

@@ -15,37 +15,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from latent_tts.aggregation.base import (
-    Aggregate,
-    Named,
-    StepReduction,
-    answer_classes,
-    check_ks,
-    class_credits,
-    rollout_scores,
-    score_order,
-)
+from latent_tts.aggregation.base import Aggregate, ScoredAggregation, ScoredAnswers, score_order
 from latent_tts.aggregation.subsets import is_listed, listed, subsets
 from latent_tts.errors import UserError
 
 
 @dataclass(frozen=True)
-class Hybrid(Named):
+class Hybrid(ScoredAggregation):
     """Majority voting among the best-scored rollouts."""
 
-    reduction: StepReduction = "sum"
-    """How the step scores of a rollout become one score."""
     keep: float = 0.5
     """The share of the rollouts with an answer that vote, in (0, 1]."""
 
     family = "hybrid"
     label = "hybrid"
-    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -56,41 +42,31 @@ class Hybrid(Named):
         """See `Named.options`."""
         return (self.reduction,) * (self.reduction != "sum") + (f"keep{self.keep:g}",) * (self.keep != 0.5)
 
-    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
-        """The winner among the kept; `weights` are their votes, `index` its best rollout. See `Aggregation.choose`."""
-        classes, keys = answer_classes(answers)
-        order = score_order(rollout_scores(self.name, answers, scores, mask, self.reduction))
+    def pick(self, rollouts: ScoredAnswers) -> Aggregate:
+        """The winner among the kept; `weights` are their votes, `index` its best rollout."""
+        keys, order = rollouts.keys, score_order(rollouts.scores)
         if not keys:
             return Aggregate(None, None, {})
-        place, votes = vote_among_best(classes[order][None], self.keep, len(keys))
-        index = int(order[place[0]])
-        return Aggregate(answers[index], index, {key: float(v) for key, v in zip(keys, votes[0], strict=True) if v})
+        place, votes = vote_among_best(rollouts.classes[order][None], self.keep, len(keys))
+        index, counts = int(order[place[0]]), zip(keys, votes[0], strict=True)
+        return Aggregate(rollouts.answers[index], index, {key: float(count) for key, count in counts if count})
 
-    def expected_accuracy(
-        self,
-        answers: Sequence[float | None],
-        correct: Sequence[bool],
-        scores: Tensor | None,
-        mask: Tensor | None,
-        ks: Sequence[int],
-        rng_key: int = 0,
+    def expectation(
+        self, rollouts: ScoredAnswers, correct: Sequence[bool], ks: Sequence[int], rng_key: int
     ) -> list[float]:
-        """Mean over all k-subsets where they can be listed, else over drawn ones. See `Aggregation`."""
-        check_ks(ks, len(answers))
-        classes, keys = answer_classes(answers)
-        credit = np.append(class_credits(classes, correct, len(keys)), 0.0)  # class -1, no voter at all, is worth 0
-        ranked = classes[score_order(rollout_scores(self.name, answers, scores, mask, self.reduction))]
+        """Mean over all k-subsets where they can be listed, else over drawn ones."""
+        credit = np.append(rollouts.credit(correct), 0.0)  # class -1, no voter at all, is worth 0
         if not credit.any():
             return [0.0] * len(ks)
-        voters = ranked[ranked >= 0]
-        accuracy = []
+        ranked = rollouts.classes[score_order(rollouts.scores)]
+        voters, accuracy = ranked[ranked >= 0], []
         for k in ks:
-            if _fewer_when_kept(len(voters), len(answers), k, self.keep):
-                accuracy.append(_exact_accuracy(voters, len(answers), k, self.keep, credit))
+            if _fewer_when_kept(len(voters), len(ranked), k, self.keep):
+                accuracy.append(_exact_accuracy(voters, len(ranked), k, self.keep, credit))
                 continue
-            (places,) = subsets(len(answers), [k], rng_key)  # (S, k) in the ranking, ascending: best first
+            (places,) = subsets(len(ranked), [k], rng_key)  # (S, k) in the ranking, ascending: best first
             drawn = ranked[places]
-            winner, _ = vote_among_best(drawn, self.keep, len(keys))
+            winner, _ = vote_among_best(drawn, self.keep, len(credit) - 1)
             accuracy.append(float(credit[drawn[np.arange(len(drawn)), winner]].mean()))
         return accuracy
 

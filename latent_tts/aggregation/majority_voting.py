@@ -23,12 +23,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from latent_tts.aggregation.base import Aggregate, Named, answer_classes, check_ks, class_credits
+from latent_tts.aggregation.base import Aggregate, Aggregation, ScoredAnswers
 
 _NEGLIGIBLE = (
     1e-24  # a chance of a count that cannot be seen in the sums, which are of the order of 1 / sqrt(N) or more
@@ -36,39 +34,28 @@ _NEGLIGIBLE = (
 
 
 @dataclass(frozen=True)
-class MajorityVoting(Named):
+class MajorityVoting(Aggregation):
     """One rollout, one vote. Needs no scores."""
 
     family = "majority_voting"
     label = "majority voting"
-    needs_scores: ClassVar[bool] = False
 
-    def choose(
-        self, answers: Sequence[float | None], scores: Tensor | None = None, mask: Tensor | None = None
-    ) -> Aggregate:
-        """The answer with the most votes; `weights` are the votes. See `Aggregation.choose`."""
-        classes, keys = answer_classes(answers)
+    def pick(self, rollouts: ScoredAnswers) -> Aggregate:
+        """The answer with the most votes; `weights` are the votes."""
+        classes, keys = rollouts.classes, rollouts.keys
         if not keys:
             return Aggregate(None, None, {})
         votes = np.bincount(classes[classes >= 0])
         winner = int(votes.argmax())  # classes are numbered by first appearance: argmax takes the lowest rollout index
         index = int((classes == winner).argmax())
-        return Aggregate(answers[index], index, dict(zip(keys, votes.astype(float).tolist(), strict=True)))
+        return Aggregate(rollouts.answers[index], index, dict(zip(keys, votes.astype(float).tolist(), strict=True)))
 
-    def expected_accuracy(
-        self,
-        answers: Sequence[float | None],
-        correct: Sequence[bool],
-        scores: Tensor | None,
-        mask: Tensor | None,
-        ks: Sequence[int],
-        rng_key: int = 0,
+    def expectation(
+        self, rollouts: ScoredAnswers, correct: Sequence[bool], ks: Sequence[int], rng_key: int
     ) -> list[float]:
-        """Exact mean over all k-subsets (module docstring). See `Aggregation.expected_accuracy`."""
-        check_ks(ks, len(answers))
-        classes, keys = answer_classes(answers)
-        credit = class_credits(classes, correct, len(keys))
-        sizes = np.bincount(classes[classes >= 0], minlength=len(keys))
+        """Exact mean over all k-subsets (module docstring)."""
+        classes, credit = rollouts.classes, rollouts.credit(correct)
+        sizes = np.bincount(classes[classes >= 0], minlength=len(credit))
         blanks = int((classes < 0).sum())
         accuracy = np.zeros(len(ks))
         for c in np.flatnonzero(credit):

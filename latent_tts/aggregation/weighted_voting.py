@@ -20,20 +20,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from torch import Tensor
 
-from latent_tts.aggregation.base import (
-    Aggregate,
-    Named,
-    StepReduction,
-    answer_classes,
-    check_ks,
-    class_credits,
-    rollout_scores,
-)
+from latent_tts.aggregation.base import Aggregate, ScoredAggregation, ScoredAnswers
 from latent_tts.aggregation.subsets import is_listed, listed_members, permutations, subsets
 from latent_tts.errors import UserError
 
@@ -43,11 +34,9 @@ _RANGE = 600.0  # of logarithms: exp of the smallest is still a normal float64
 
 
 @dataclass(frozen=True)
-class WeightedVoting(Named):
+class WeightedVoting(ScoredAggregation):
     """Votes weighted by score."""
 
-    reduction: StepReduction = "sum"
-    """How the step scores of a rollout become one score."""
     weighting: Weighting = "softmax"
     """How a score becomes a weight (module docstring)."""
     temperature: float = 1.0
@@ -55,7 +44,6 @@ class WeightedVoting(Named):
 
     family = "weighted_voting"
     label = "weighted voting"
-    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -70,39 +58,30 @@ class WeightedVoting(Named):
         weighting = (self.weighting,) * (self.weighting != "softmax")
         return reduction + weighting + (f"t{self.temperature:g}",) * (self.temperature != 1.0)
 
-    def choose(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None = None) -> Aggregate:
-        """The answer with the most weight; `weights` are shares that sum to 1. See `Aggregation.choose`."""
-        classes, keys = answer_classes(answers)
-        log_weights = self._log_weights(answers, scores, mask)
+    def pick(self, rollouts: ScoredAnswers) -> Aggregate:
+        """The answer with the most weight; `weights` are shares that sum to 1."""
+        classes, keys = rollouts.classes, rollouts.keys
         if not keys:
             return Aggregate(None, None, {})
-        gathered = gathered_weights(classes[None], log_weights[None], len(keys))[0]  # (C,)
+        gathered = gathered_weights(classes[None], self._log_weights(rollouts)[None], len(keys))[0]  # (C,)
         winner = int((gathered >= gathered.max() * (1 - TIE)).argmax())
         index = int((classes == winner).argmax())
-        return Aggregate(answers[index], index, dict(zip(keys, (gathered / gathered.sum()).tolist(), strict=True)))
+        shares = dict(zip(keys, (gathered / gathered.sum()).tolist(), strict=True))
+        return Aggregate(rollouts.answers[index], index, shares)
 
-    def expected_accuracy(
-        self,
-        answers: Sequence[float | None],
-        correct: Sequence[bool],
-        scores: Tensor | None,
-        mask: Tensor | None,
-        ks: Sequence[int],
-        rng_key: int = 0,
+    def expectation(
+        self, rollouts: ScoredAnswers, correct: Sequence[bool], ks: Sequence[int], rng_key: int
     ) -> list[float]:
-        """Mean over all k-subsets where they can be listed, else over drawn ones. See `Aggregation`."""
-        check_ks(ks, len(answers))
-        classes, keys = answer_classes(answers)
-        credit = class_credits(classes, correct, len(keys))
-        log_weights = self._log_weights(answers, scores, mask)
+        """Mean over all k-subsets where they can be listed, else over drawn ones."""
+        credit, log_weights = rollouts.credit(correct), self._log_weights(rollouts)
         if not credit.any():
             return [0.0] * len(ks)
-        gathered, ends = _gathered_in_subsets(classes, log_weights, len(keys), ks, rng_key)
+        gathered, ends = _gathered_in_subsets(rollouts.classes, log_weights, len(credit), ks, rng_key)
         shares = _shares_of_credit(gathered, credit)
         return [float(shares[first:end].mean()) for first, end in pairwise((0, *ends))]
 
-    def _log_weights(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
-        scaled = rollout_scores(self.name, answers, scores, mask, self.reduction) / self.temperature
+    def _log_weights(self, rollouts: ScoredAnswers) -> np.ndarray:
+        scaled = rollouts.scores / self.temperature
         return scaled if self.weighting == "softmax" else -np.logaddexp(0.0, -scaled)  # log sigmoid
 
 
