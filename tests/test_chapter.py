@@ -13,6 +13,7 @@ from latent_tts.evaluation.chapter.figures import FIGURES, best_of, families
 from latent_tts.evaluation.chapter.kept import read_kept
 from latent_tts.evaluation.chapter.page import filled, numbers_without_a_source
 from latent_tts.evaluation.chapter.tables import TABLES, points, shown
+from latent_tts.evaluation.problem_statistics import BY_AGREEMENT
 from latent_tts.evaluation.results import Cell
 from tests.geometry import faults
 from tests.metrics_json import make_metrics_json
@@ -54,7 +55,7 @@ def kept(tmp_path) -> Path:
         metrics = make_metrics_json(16, 0.5 + i / 10) | {"diversity": {"mean": i / 10, "per_step": [i / 10] * 6}}
         (folder / f"{name}.json").write_text(json.dumps(metrics))
         outcomes = {one: {"plain": interval(-0.3), "given_greedy": None} for one in ("single rollout", "coverage")}
-        risk = {"by votes": {"area": 0.25, "at": {f"{share / 10:g}": interval(0.3) for share in range(1, 11)}}}
+        risk = {BY_AGREEMENT: {"area": 0.25, "at": {f"{share / 10:g}": interval(0.3) for share in range(1, 11)}}}
         differences = {"coverage@16": interval(0.05)} if i else {}
         found = {"differences": differences, "full_differences": {"single": interval(-0.01)} if i else {}}
         beside.append({"name": name, "problems": {"diversity_and": outcomes, "risk": risk, "luck": 0.21}} | found)
@@ -78,7 +79,7 @@ def test_tables_are_read_off_the_files(kept):
     run = study.run("noise-1")
     header, rows = TABLES["coverage"](study)
     row = dict(zip(header, rows[1], strict=True))
-    assert row["run"] == "`noise-1`" and row["cosine distance"] == "0.10" and row["N"] == "16"
+    assert row["run"] == "`noise-1`" and row["cosine distance"] == "0.100" and row["N"] == "16"
     assert row["coverage @ 16"] == shown(run.at("coverage@16"))
     assert (row["coverage by another problem's"], row["different answers"]) == ("21.0", "")
     assert row["coverage, minus `noise-0.5`"] == "**+5.0 (+3.0 to +7.0)**" and rows[0][-1] == ""
@@ -109,7 +110,7 @@ def test_reward_models_stand_by_kind_with_a_column_for_every_seed(tmp_path):
 def test_within_a_budget_stands_the_largest_k_that_it_pays_for(kept):
     study = read_kept(kept / "coverage-tiny-codi")
     steps = study.runs[0].metrics["token_steps"]["rollouts"]
-    for budget, text in zip((250, 450, 850), TABLES["equal-steps"](study)[1][0][1::2], strict=True):
+    for budget, text in zip((260, 450, 850), TABLES["equal-steps"](study)[1][0][1::2], strict=True):
         ks = [int(k) for k, cost in steps.items() if cost <= budget]
         assert text.startswith(f"k = {max(ks)}:" if ks else ""), budget
 
@@ -136,7 +137,7 @@ def test_the_command_fills_the_page_and_draws_what_is_kept(kept, tmp_path):
     text = page.read_text()
     assert "old" not in text and text.startswith("# A\n<!-- over-k") and text.endswith("<!-- end -->\nB\n")
     assert filled(text, kept) == text
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"coverage", "diversity"}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {"coverage", "diversity", "risk"}
     page.write_text("<!-- nothing: coverage-tiny-codi -->\n<!-- end -->")
     with pytest.raises(UserError, match="names a table 'nothing'"):
         study_page(page, kept, tmp_path / "figures")

@@ -110,6 +110,11 @@ def test_difficulty_is_the_greedy_answer_or_what_the_other_runs_reach():
     assert GIVEN_OTHERS not in problem_statistics(tables[0]).correlations["coverage"]
 
 
+def test_the_rounding_of_equal_latents_goes_with_nothing():
+    records = [replace(make_record(i), diversity=(1e-8 * i,)) for i in range(20)]
+    assert math.isnan(problem_statistics(table_of(records)).correlations["single rollout"][PLAIN].mean)
+
+
 def test_luck_is_what_the_rollouts_of_another_problem_cover():
     """Of three problems: gold 1 stands among the answers of one of the two others, gold 2 of none, gold 3 of both."""
     answers = [

@@ -22,6 +22,8 @@ from latent_tts.metrics.rank_correlation import correlation_interval, partial_ra
 from latent_tts.metrics.selective_risk import area, risk_curve, risk_interval
 
 PLAIN, GIVEN_GREEDY, GIVEN_OTHERS = "plain", "given_greedy", "given_other_runs"
+ROUNDING = 1e-6
+"""Diversities that differ by less are those of equal latents: what rounding leaves."""
 BY_AGREEMENT = "majority voting, by vote share"
 ANSWERED = tuple(share / 10 for share in range(10, 0, -1))
 """Shares of the problems that are answered, at which the risk is told."""
@@ -147,7 +149,7 @@ def _success(table: RecordTable) -> Floats:
 
 def _correlation(table: RecordTable, success: Floats, known: Any, accounted: Floats | None) -> Interval:
     diversity, success = table.diversity[known], success[known]
-    if not len(success):
+    if not len(success) or np.ptp(diversity) < ROUNDING:
         return Interval(np.nan, np.nan, np.nan)
     if accounted is None:
         return correlation_interval(rank_correlation(diversity, success), len(success))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latent_tts.evaluation.chapter.kept import KeptRun, KeptStudy, controls_in_order
+from latent_tts.evaluation.problem_statistics import BY_AGREEMENT
 from latent_tts.evaluation.report.figures.style import (
     SMALL,
     Curve,
@@ -129,28 +131,42 @@ def controls_figure(studies: Sequence[KeptStudy]) -> Figure:
 
 
 def risk_figure(studies: Sequence[KeptStudy]) -> Figure:
-    """Wrong answers against the share of problems answered, by every rule, of the first run of each study."""
+    """Wrong answers against the share of problems answered: by vote share of every sampler, or by every rule of a single run."""
     figure, panels = _panels(studies, "Wrong answers among those given, when the least sure are withheld")
-    rules = list(dict.fromkeys(rule for study in studies for rule in study.runs[0].risks))
+    names = list(dict.fromkeys(name for study in studies for name in _risks(study)))
     for axes, study in zip(panels, studies, strict=True):
-        for rule, risk in study.runs[0].risks.items():
+        drawn = []
+        for name, risk in _risks(study).items():
             at = {100 * float(share): Cell(one["mean"], *one["interval"]) for share, one in risk["at"].items()}
-            draw_curve(axes, Curve(rule, list(at), list(at.values()), look(rules.index(rule))), band=True)
+            drawn.append(
+                Curve(name, list(at), list(at.values()), _look(name) if name in _LOOKS else look(names.index(name)))
+            )
+        for curve in drawn:
+            draw_curve(axes, curve, band=False)
         axes.set(xlabel="problems answered in %", ylabel="wrong in %", ylim=(-2, None))
-    return _finished(figure, panels, "bands: 95 % intervals")
+    return _finished(figure, panels, "")
+
+
+def _risks(study: KeptStudy) -> Mapping[str, Any]:
+    """Sampler -> risk by vote share, of the strength that covers most; rule -> risk where there is one run."""
+    if len(study.runs) == 1:
+        return study.runs[0].risks
+    best = {name: best_of(runs) for name, runs in families(study).items()}
+    return {name: run.risks[BY_AGREEMENT] for name, run in best.items() if BY_AGREEMENT in run.risks}
 
 
 FIGURES: Mapping[str, tuple[Callable[[Sequence[KeptStudy]], Figure], Sequence[str]]] = {
     "coverage": (coverage_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "diversity": (diversity_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "controls": (controls_figure, ("controls-tiny-codi", "controls-tiny-coconut", "controls-tiny-colar")),
-    "risk": (risk_figure, ("aggregation-tiny-coconut", "aggregation-tiny-colar")),
+    "risk": (risk_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
 }
 """Name -> what draws it, and of which studies."""
 
 
 def _panels(studies: Sequence[KeptStudy], title: str) -> tuple[Figure, list[Axes]]:
-    figure = new_figure(title, 3.4, 2.2 + 2.9 * len(studies))
+    lines = textwrap.wrap(title, 12 + 30 * len(studies))  # no wider than the panels: the legend stands right of them
+    figure = new_figure("\n".join(lines), 3.4, 2.2 + 2.9 * len(studies))
     panels = list(figure.subplots(1, len(studies), squeeze=False).flat)
     for axes, study in zip(panels, studies, strict=True):
         name = "-".join(study.name.split("-")[1:])

@@ -33,12 +33,22 @@ def controls_table(study: KeptStudy) -> Table:
 def coverage_table(study: KeptStudy) -> Table:
     """Every sampler: diversity, a single rollout, voting and coverage at some k, token steps, and the paired difference."""
     ks = [k for k in (4, 16, 64) if any(k in run.curve("coverage") for run in study.runs)]
-    header = ["run", "cosine distance", "single", "voting @ N", *(f"coverage @ {k}" for k in ks), "N", "token steps"]
+    header = [
+        "run",
+        "cosine distance",
+        "greedy",
+        "single",
+        "voting @ N",
+        *(f"coverage @ {k}" for k in ks),
+        "N",
+        "token steps",
+    ]
     header += ["different answers", "coverage by another problem's"]
     return [*header, f"coverage, minus `{study.runs[0].name}`"], [
         [
             f"`{run.name}`",
             _diversity(run),
+            shown(run.at("greedy")),
             shown(run.at("single")),
             shown(run.at(f"majority_voting@{run.top}")),
             *(shown(run.at(f"coverage@{k}")) for k in ks),
@@ -52,8 +62,19 @@ def coverage_table(study: KeptStudy) -> Table:
     ]
 
 
-BUDGETS = (250, 450, 850)
+BUDGETS = (260, 450, 850)
 """Token steps per problem at which samplers are compared."""
+
+
+def spread_table(study: KeptStudy) -> Table:
+    """Diversity of the latents beside what it comes to, the most diverse run last."""
+    known = [run for run in study.runs if run.metrics["diversity"]["mean"] is not None]
+    runs = sorted(known, key=lambda run: float(run.metrics["diversity"]["mean"]))
+    rows = [
+        [f"`{run.name}`", _diversity(run), shown(run.at("single")), shown(run.at(f"coverage@{run.top}"))]
+        for run in runs
+    ]
+    return ["run", "cosine distance", "single rollout", "coverage @ N"], rows
 
 
 def equal_steps_table(study: KeptStudy) -> Table:
@@ -174,6 +195,7 @@ def _gain(run: KeptRun | None, family: str) -> str:
 TABLES: dict[str, Callable[[KeptStudy], Table]] = {
     "controls": controls_table,
     "coverage": coverage_table,
+    "spread": spread_table,
     "equal-steps": equal_steps_table,
     "diversity": diversity_table,
     "risk": risk_table,
@@ -212,7 +234,7 @@ def correlation(found: Cell | None) -> str:
 
 def _diversity(run: KeptRun) -> str:
     mean = run.metrics["diversity"]["mean"]
-    return "" if mean is None else f"{mean:.2f}"
+    return "" if mean is None else f"{mean:.3f}"
 
 
 def markdown_table(table: Table) -> str:
