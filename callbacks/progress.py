@@ -26,7 +26,7 @@ class BarAndNews(Progress):
     def get_renderables(self) -> Iterator[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
-            yield Text(task.fields["news"], no_wrap=True, overflow="ellipsis")
+            yield Text(task.fields["news"])
 
 
 class ProblemProgress(ProgressBar):
