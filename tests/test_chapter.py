@@ -30,6 +30,13 @@ def test_every_number_of_its_text_stands_in_a_table_beside_it():
     assert numbers_without_a_source(PAGE) == []
 
 
+def test_every_number_of_the_readme_s_story_stands_in_a_table_of_the_page():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    story = readme.partition("## What parallel scaling gives\n")[2].partition("\n## ")[0]
+    tables = "\n".join(line for line in PAGE.splitlines() if line.startswith("|"))
+    assert "97.0" in story and numbers_without_a_source(f"{story}\n{tables}") == []
+
+
 def test_every_figure_of_the_page_is_there_and_small():
     named = [line.split("(")[1].rstrip(")") for line in PAGE.splitlines() if line.startswith("![")]
     assert named and all(0 < (DOCS / name).stat().st_size < 120_000 for name in named)
