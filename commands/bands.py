@@ -8,7 +8,7 @@ from pathlib import Path
 
 from commands.tools import run_tool
 
-BANDS = Path("configs/published/bands.yaml")
+BANDS = Path(__file__).parent.parent / "configs" / "published" / "bands.yaml"
 
 
 def main(study: str, bands: Path = BANDS, kept: Path = Path("docs/runs")) -> None:

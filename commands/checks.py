@@ -54,11 +54,27 @@ NO_EFFECT: dict[Stage, dict[str, str]] = {
     },
     "validate": {},
 }  # fmt: skip
+_NOTHING = "trains nothing: give at least 1"
+# What Lightning takes and ends on in a traceback, or follows to no training and to gradients of the other sign
+_OUT_OF_RANGE: dict[str, tuple[Callable[[float], bool], str]] = {
+    "max_epochs": (lambda value: value == 0, _NOTHING),
+    "max_steps": (lambda value: value == 0, _NOTHING),
+    "limit_train_batches": (lambda value: value == 0, _NOTHING),
+    "check_val_every_n_epoch": (
+        lambda value: value < 1,
+        "is no number of epochs: give at least 1, or null to count batches",
+    ),
+    "val_check_interval": (
+        lambda value: value <= 0,
+        "is no number of batches and no share of an epoch: give more than 0",
+    ),
+    "gradient_clip_val": (lambda value: value < 0, "is no norm of a gradient: give more than 0, or null"),
+}
 NO_EFFECT["validate"] = NO_EFFECT["fit"] | {"limit_train_batches": "a validation trains nothing"}
 
 
 def check_trainer(options: Mapping[str, Any], own: Mapping[str, Any], stage: Stage) -> None:
-    """Refuses an option of the trainer that would be accepted without effect.
+    """Refuses an option of the trainer that would be accepted without effect, or is out of its range.
 
     Args:
         options: Those of the run.
@@ -66,23 +82,30 @@ def check_trainer(options: Mapping[str, Any], own: Mapping[str, Any], stage: Sta
         stage: What the run does.
 
     Raises:
-        UserError: Such an option has another value than its default.
+        UserError: Such an option has another value than its default, or one that no training can be made with.
     """
     defaults = {name: p.default for name, p in inspect.signature(Trainer.__init__).parameters.items()} | dict(own)
     for name, instead in NO_EFFECT[stage].items():
         value = options.get(name)
         if value not in (None, False, defaults[name]):
             raise UserError(f"--trainer.{name} {shown(value)} is not for this command: {instead}.")
+    for name, (is_outside, why) in _OUT_OF_RANGE.items() if stage == "fit" else ():
+        value = options.get(name)
+        if isinstance(value, int | float) and is_outside(value):
+            raise UserError(f"--trainer.{name} {shown(value)} {why}.")
 
 
 def check_machine(options: Mapping[str, Any]) -> None:
-    """Makes a trainer on trial, of what the machine and the launcher decide about.
+    """Makes a trainer on trial, of what the machine and the launcher decide about and of what has a range.
 
     Raises:
-        UserError: There is no such device, strategy or precision, they do not fit each other, or a launcher has started
-            another number of processes; or a CPU would get thousands of them.
+        UserError: There is no such device, strategy or precision, they do not fit each other, a value is out of its range, or a
+            launcher has started another number of processes; or a CPU would get thousands of them.
     """
-    names = ("accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "deterministic", "profiler")
+    names = (
+        "accelerator", "strategy", "devices", "num_nodes", "precision", "plugins", "deterministic", "profiler", "max_time",
+        "limit_train_batches", "limit_val_batches", "val_check_interval", "gradient_clip_algorithm",
+    )  # fmt: skip
     arguments = {name: _argument(f"--trainer.{name}", options[name]) for name in names if name in options}
     trainer = made(lambda: Trainer(**arguments, logger=False, enable_checkpointing=False))
     check_processes(trainer)

@@ -209,7 +209,15 @@ class TrainingCLI(CommandLine):
         made = provenance(__version__, trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
         self.keeper.description = made | {"started": now(), "settings": self.settings}
         self.keeper.description["seconds_before"] = run.get("seconds", 0.0)
-        trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except ValueError as error:
+            if "`val_check_interval`" not in str(error):
+                raise
+            raise UserError(
+                f"--trainer.val_check_interval {trainer.val_check_interval} is more than the batches of an epoch: give fewer, a "
+                "share of an epoch such as 0.5, or --trainer.check_val_every_n_epoch null to count over epochs."
+            ) from error
         if has_ended(trainer):
             self.say(f"{folder.folder} is finished after {trainer.global_step} steps: {self.outcome()}")
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ def drawn_figures(undrawn_figures) -> Iterator[None]:
     """Figures are saved as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_FIGURE_BYTES, figure_bytes)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def docstrings_are_read_once() -> Iterator[None]:
+    """A command's parser reads the docstrings of all classes that it offers: most of the time that refusing bad input takes."""
+    from jsonargparse import _optionals
+
+    read, options = _optionals.parse_docstring, _optionals.get_docstring_parse_options
+    known = cache(lambda component, params, _: read(component, params))
+
+    def parse(component: Any, params: bool = False, logger: Any = None) -> Any:
+        return known(component, params, options()["attribute_docstrings"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_optionals, "parse_docstring", parse)
         yield
 
 
