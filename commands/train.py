@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
+from callbacks.checkpoint_activations import CheckpointActivations
 from callbacks.export import Export, ExportModel
 from callbacks.folder_lock import OneRunAtATime
 from callbacks.progress_lines import TrainingLines, in_terminal
@@ -103,6 +104,13 @@ class TrainingCLI(CommandLine):
             help="Minutes between two checkpoints within an epoch, beside the one at its end; null writes none there.",
         )
 
+        parser.add_argument(
+            "--checkpoint_activations",
+            type=bool,
+            default=False,
+            help="Whether transformer blocks are computed again in the backward pass: less memory, more time, equal gradients.",
+        )
+
     # Before anything is made ------------------------------------------------------------------------------------------
 
     def before_instantiate_classes(self) -> None:
@@ -149,7 +157,10 @@ class TrainingCLI(CommandLine):
         given = {**options, "logger": logger, "default_root_dir": str(folder.folder), **kwargs}
         training = self.subcommand == "fit" and not dry
         lines = [TrainingLines()] if training and self._wants_lines(options) else []
-        return self._instantiate_trainer(given, [*lines, *self._callbacks(logger)] if training else [])
+        again = (
+            [CheckpointActivations()] if self.subcommand == "fit" and self._options()["checkpoint_activations"] else []
+        )
+        return self._instantiate_trainer(given, [*again, *lines, *self._callbacks(logger)] if training else again)
 
     @staticmethod
     def _wants_lines(options: Any) -> bool:
