@@ -15,7 +15,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from callbacks.signals import STOP
-from latent_tts.errors import RankDied, UserError
+from commands.guard import is_lost_connection
+from latent_tts.errors import RankDied, StoppedBySignal, UserError
 
 _LOOK_EVERY = 0.5  # seconds
 _END_WITHIN = 15.0  # seconds that the other ranks have after one has died
@@ -111,9 +112,12 @@ class RankLauncher(_SubprocessScriptLauncher):
         except BaseException as error:
             done.set()
             died = None if isinstance(error, UserError) else dead_rank(self.procs, wait=2.0)
+            asked = asked_of(self.procs)
             end(self.procs)
             if died is not None:
                 raise RankDied(obituary(died, self.procs[died - 1].returncode)) from error
+            if asked is not None and is_lost_connection(error):
+                raise StoppedBySignal(asked) from error
             raise
         for process in self.procs:
             process.wait()
@@ -146,6 +150,14 @@ def dead_rank(processes: Sequence[subprocess.Popen[bytes]], wait: float = 0.0) -
         if dead or any(codes) or time.monotonic() >= deadline:
             return dead[0] if dead else None
         time.sleep(0.1)
+
+
+def asked_of(processes: Sequence[subprocess.Popen[bytes]]) -> signal.Signals | None:
+    """What a process that has ended was asked by; None where none was."""
+    asked = {process.poll() for process in processes} & set(_ASKED)
+    if not asked:
+        return None
+    return signal.SIGINT if asked & {130, -signal.SIGINT} else signal.SIGTERM
 
 
 def obituary(rank: int, code: int) -> str:

@@ -15,11 +15,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from callbacks.signals import STOP
 from callbacks.termination import StopOnSignal
 from commands.guard import main_guard
+from commands.launch import RankLauncher
 from latent_tts.errors import StoppedBySignal
 from tests.training import make_data, make_trainer, write_tiny_model
 
@@ -194,6 +196,19 @@ def test_a_forked_worker_leaves_stopping_to_its_parent():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
     assert main_guard(run) == 0
+
+
+def test_a_wait_for_a_rank_that_was_asked_to_stop_is_no_failure(capsys):
+    """Rank 1 gets the signal alone, and rank 0 learns of it by the connection that is lost."""
+    child = python("import sys; sys.exit(143)")
+    launcher = RankLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher._call_children_scripts = lambda: launcher.procs.append(child)  # type: ignore[method-assign]
+
+    def waiting() -> None:
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:56469.")
+
+    assert main_guard(lambda: launcher.launch(waiting)) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
 # Two processes ------------------------------------------------------------------------------------------------------
