@@ -79,6 +79,7 @@ def work(rank, port, splits, queue):
     dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")  # of a share without a problem
 def test_three_processes_equal_one_however_uneven_their_shares():
     splits = [
         (range(5), range(9, 11), range(5, 9)),
@@ -88,8 +89,9 @@ def test_three_processes_equal_one_however_uneven_their_shares():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    queue = mp.get_context("spawn").SimpleQueue()
-    processes = torch.multiprocessing.spawn(work, args=(port, splits, queue), nprocs=3, join=False)  # type: ignore[attr-defined]
+    queue = mp.get_context("fork").SimpleQueue()  # a fresh interpreter would spend seconds importing
+    start = torch.multiprocessing.start_processes  # type: ignore[attr-defined]
+    processes = start(work, args=(port, splits, queue), nprocs=3, join=False, start_method="fork")
     while not processes.join():  # raises what a process raised
         pass
     alone, summary = results_over(range(NUM_PROBLEMS)), summary_over(range(NUM_PROBLEMS))
