@@ -38,8 +38,8 @@ ROOMS = [
     "latent_tts.problems",
     "latent_tts.answers",
     "latent_tts.seeding",
-    "latent_tts.files",
     "latent_tts.errors",
+    "latent_tts.files",
 ]
 WORDS = {"problems", "answers", "seeding", "errors"}  # the only loose modules of the core
 PACKAGES = ("commands", "callbacks", "lightning_modules", "datamodules", "latent_tts")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -112,7 +111,7 @@ def test_a_signal_is_handed_on_to_the_evaluation(tmp_path, monkeypatch):
     )
     code = (
         "import sys, pathlib; from commands import evaluations; from commands.guard import main_guard\n"
-        f"evaluations.SCRIPT = pathlib.Path({str(script)!r})\n"
+        f"evaluations.ROOT = pathlib.Path({str(tmp_path)!r})\n"
         f"sys.exit(main_guard(lambda: evaluations.run_evaluation('one', [{str(tmp_path / 'noted')!r}])))"
     )
     with subprocess.Popen(
@@ -128,6 +127,6 @@ def test_a_signal_is_handed_on_to_the_evaluation(tmp_path, monkeypatch):
 def test_an_evaluation_that_fails_ends_the_sweep(tmp_path, monkeypatch):
     script = tmp_path / "evaluate.py"
     script.write_text("raise SystemExit(3)")
-    monkeypatch.setattr(evaluations, "SCRIPT", Path(script))
+    monkeypatch.setattr(evaluations, "ROOT", tmp_path)
     with pytest.raises(UserError, match="The run one ended with exit code 3; the same command goes on with it"):
         run_evaluation("one", [])
