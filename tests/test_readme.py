@@ -54,7 +54,7 @@ def git(*words: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # a shell shows them
+@pytest.mark.filterwarnings("ignore")  # a shell shows them, and goes on
 def test_the_whole_way_from_a_random_model_to_a_report(drawn_figures, tmp_path, monkeypatch):
     way = commands(README.split("<!-- whole way: begin -->")[1].split("<!-- whole way: end -->")[0])
     assert len(way) == len(SMALLER)

@@ -104,6 +104,7 @@ def test_every_strategy_is_listed_with_its_own_compute(metrics):
     assert rows["best_of_n_mean@16"].head_room == metrics["head_room_recovered"]["best_of_n_mean"]
 
 
+@pytest.mark.slow
 def test_figures_are_the_same_bytes_every_time(drawn_figures, metrics, tmp_path):
     paths = report.save_figures(report.figures(metrics), tmp_path / "a" / "figures")
     again = report.save_figures(report.figures(metrics), tmp_path / "b" / "figures")
@@ -168,6 +169,7 @@ def test_a_sweep_of_particle_filtering_is_a_row_each_and_no_curve_over_k():
         assert rows[search].token_steps == metrics["token_steps"]["particle_filtering"][search.budget]
 
 
+@pytest.mark.slow
 def test_a_report_is_equal_files_for_equal_records_with_its_diagnoses(drawn_figures, tmp_path):
     """What is found stands in the page and in report.md."""
     metrics = make_metrics() | {"evaluated": EVALUATED}

@@ -71,6 +71,7 @@ def test_batched_rollouts_equal_recomputing_everything_for_every_token(kind, lay
             assert rollouts.answer_ids[b, n].tolist() == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 @pytest.mark.parametrize("kind", ["coconut", "colar"])
 def test_batch_size_and_order_change_nothing(kind, sampler, tiny_backbone, questions):

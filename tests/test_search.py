@@ -92,6 +92,7 @@ class FakeScorer:
 # Both searches -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 @pytest.mark.parametrize("search", SEARCHERS, ids=lambda search: search.name)
 @pytest.mark.parametrize("kind", ["coconut", "colar"])

@@ -101,6 +101,7 @@ def test_a_sweep_of_a_shipped_model_fills_a_folder_a_point_and_compares_them(tmp
     assert [(run / "predictions" / "rank-00000.jsonl").read_bytes() for run in runs] == before
 
 
+@pytest.mark.slow
 def test_a_signal_is_handed_on_to_the_evaluation(tmp_path, monkeypatch):
     """A stand-in for evaluate.py notes the signal; the sweep's process is a child, so that this one is left alone."""
     script = tmp_path / "evaluate.py"

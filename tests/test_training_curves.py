@@ -83,6 +83,7 @@ def test_the_norm_is_that_before_clipping(tmp_path: Path) -> None:
     assert norms[0] == norms[1] and norms[0][0] > 1e-3
 
 
+@pytest.mark.slow
 def test_reinforcement_logs_reward_entropies_clipped_share_divergence_and_rate(
     colar: Path,  # noqa: F811
     rewarding: None,  # noqa: F811
