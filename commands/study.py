@@ -169,8 +169,8 @@ def _do(step: Step, kept: Path, run: bool) -> None:
 
 
 def _keep_comparison(outputs: Sequence[Path], kept: Path) -> None:
-    """How the evaluations differ problem by problem, once all of them are there; their metrics stand in files of their own."""
-    if len(outputs) < 2 or not all((output / "metrics.json").exists() for output in outputs):
+    """What evaluations show problem by problem and how they differ, once all are there; metrics have files of their own."""
+    if not outputs or not all((output / "metrics.json").exists() for output in outputs):
         return
     from latent_tts.evaluation.comparison import compare
 
@@ -178,7 +178,8 @@ def _keep_comparison(outputs: Sequence[Path], kept: Path) -> None:
     for run in content["runs"]:
         del run["metrics"], run["path"]
     (kept / f"{COMPARISON}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print("All runs side by side: " + python_as_typed(["evaluate.py", "report", *map(str, outputs)]))
+    if len(outputs) > 1:
+        print("All runs side by side: " + python_as_typed(["evaluate.py", "report", *map(str, outputs)]))
 
 
 def _written(value: Any) -> str:

@@ -131,7 +131,7 @@ def test_of_every_sampler_the_figure_takes_the_strength_that_covers_most(kept):
     assert best_of(found["Gaussian noise"]).name == "noise-1"
 
 
-@pytest.mark.parametrize("name", ["coverage", "diversity", "risk"])
+@pytest.mark.parametrize("name", ["coverage", "diversity", "risk", "strategies"])
 def test_nothing_is_cut_or_covered_in_the_figures_of_the_chapter(kept, name):
     study = read_kept(kept / "coverage-tiny-codi")
     assert faults(FIGURES[name][0]([study] * 3)) == []

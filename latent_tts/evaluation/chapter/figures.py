@@ -14,13 +14,14 @@ from latent_tts.evaluation.report.figures.style import (
     Look,
     draw_bar,
     draw_curve,
+    grey,
     look,
     new_figure,
     percent_limits,
     step_ticks,
 )
-from latent_tts.evaluation.results import Cell, token_steps
-from latent_tts.evaluation.strategies import COVERAGE
+from latent_tts.evaluation.results import Cell, Metrics, cell, curves, searches, token_steps
+from latent_tts.evaluation.strategies import COVERAGE, GREEDY, Strategy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,6 +148,31 @@ def risk_figure(studies: Sequence[KeptStudy]) -> Figure:
     return _finished(figure, panels, "")
 
 
+def strategies_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """Accuracy of every strategy of the first run against token steps: aggregations as curves over k, searches as points."""
+    figure, panels = _panels(studies, "Accuracy against token steps, scores included")
+    for axes, study in zip(panels, studies, strict=True):
+        metrics = study.runs[0].metrics
+        aggregations = [one for one in curves(metrics) if one != COVERAGE]
+        points = [GREEDY, *searches(metrics)]
+        drawn = [_over_steps(metrics, one, look(i)) for i, one in enumerate(aggregations)]
+        for curve in drawn:
+            draw_curve(axes, curve, band=False)
+        for i, one in enumerate(points):
+            draw_bar(axes, token_steps(metrics, one), cell(metrics, one), grey(i), one.label())
+        percent_limits(
+            axes, [*(one for curve in drawn for one in curve.cells), *(cell(metrics, one) for one in points)]
+        )
+        axes.set(xlabel="token steps per problem", ylabel="right in %")
+        step_ticks(axes, [x for curve in drawn for x in curve.x], most=4)
+    return _finished(figure, panels, "bars: 95 % intervals")
+
+
+def _over_steps(metrics: Metrics, one: Strategy, how: Look) -> Curve:
+    cells = curves(metrics)[one]
+    return Curve(one.label(), [token_steps(metrics, one.at(k)) for k in cells], list(cells.values()), how)
+
+
 def _risks(study: KeptStudy) -> Mapping[str, Any]:
     """Sampler -> risk by vote share, of the strength that covers most; rule -> risk where there is one run."""
     if len(study.runs) == 1:
@@ -158,6 +184,7 @@ def _risks(study: KeptStudy) -> Mapping[str, Any]:
 FIGURES: Mapping[str, tuple[Callable[[Sequence[KeptStudy]], Figure], Sequence[str]]] = {
     "coverage": (coverage_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "diversity": (diversity_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
+    "strategies": (strategies_figure, ("aggregation-tiny-coconut", "aggregation-tiny-colar")),
     "controls": (controls_figure, ("controls-tiny-codi", "controls-tiny-coconut", "controls-tiny-colar")),
     "risk": (risk_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
 }
