@@ -87,16 +87,18 @@ def _when(run: ListedRun) -> str:
 
 def _lines(run: ListedRun) -> Iterator[str]:
     """What was run, and what came out."""
+    problems = None if run.num_problems is None else f"{run.num_problems} problems"
     if run.kind == "evaluation":
-        problems = None if run.num_problems is None else f"{run.num_problems} problems"
         yield _joined(run.backbone, run.sampler, f"N = {run.num_rollouts}", run.data, problems)
         names = {"greedy": "greedy", "voting": "voting", "best": f"best: {run.best_strategy}", "coverage": "coverage"}
         yield from filter(None, [_joined(*(_figure(name, getattr(run, key)) for key, name in names.items()))])
     elif run.kind == "training":
         steps = None if run.steps is None else f"{run.steps} steps"
         yield _joined("training", run.module, run.backbone, steps, run.monitored)
+    elif run.kind == "annotation":
+        yield _joined("annotation", run.backbone, run.sampler, f"N = {run.num_rollouts}", run.data, problems)
     else:
-        yield "no evaluation and no training"
+        yield "no evaluation, training or annotation"
 
 
 def _joined(*parts: str | None) -> str:

@@ -242,7 +242,7 @@ def test_what_cannot_be_reported_is_one_sentence(base, capsys, words, sentence):
 
 @pytest.fixture
 def listed(base, other, tmp_path) -> Path:
-    """Two runs of which one has its report, a training, a broken run, and a folder that is none."""
+    """Two runs of which one has its report, a training, an annotation, a broken run, and a folder that is none."""
     main_guard(lambda: report([str(base)]))
     write_run(
         tmp_path / "deep" / "training",
@@ -253,6 +253,12 @@ def listed(base, other, tmp_path) -> Path:
             "ended": "2026-01-02T03:04:05+00:00",
             "best": {"metric": "val/accuracy", "value": 0.25},
         },
+    )
+    drawn = {"num_rollouts": 2, "num_continuations": 0, "data": '{"source": "train.jsonl"}'}
+    described = {"backbone_kind": "codi", "sampler": {"name": "AdditiveGaussianNoise", "sigma": 2.0}}
+    write_run(
+        tmp_path / "annotated",
+        {"settings": drawn | described, "num_problems": 8, "finished": "2026-01-03T03:04:05+00:00"},
     )
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
@@ -269,6 +275,8 @@ def test_the_list_shows_every_run_and_names_what_is_strange(listed, capsys, monk
     shown = " ".join(" ".join(lines).split())
     for phrase in ("base", "sigma=0.3", "12 problems", "CoconutModule · 7 steps · val/accuracy 0.25", "not finished"):
         assert phrase in shown
+    assert "annotation · codi · AdditiveGaussianNoise(sigma=2.0) · N = 2 · train.jsonl · 8 problems" in shown
+    assert "annotated 2026-01-03 03:04 annotation" in shown
     assert max(len(line) for line in lines if str(listed) not in line) <= columns
     assert "broken: broken (" in shown and "foreign: no run" in shown
 
@@ -277,7 +285,7 @@ def test_the_list_has_the_figures_of_the_report_and_sorts(listed, capsys):
     capsys.readouterr()
     assert main_guard(lambda: list_runs([str(listed), "--json", "--sort=coverage"])) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["runs"][0]["name"] == "base" and len(found["runs"]) == 3
+    assert found["runs"][0]["name"] == "base" and len(found["runs"]) == 4
     own = json.loads((listed / "base" / "metrics.json").read_text())
     first = found["runs"][0]
     assert first["coverage"]["value"] == own["coverage"]["4"] and first["num_problems"] == 12

@@ -22,7 +22,7 @@ class ListedRun:
 
     name: str
     kind: str
-    """`evaluation`, `training`, or `unknown`."""
+    """`evaluation`, `training`, `annotation`, or `unknown`."""
     date: str | None
     finished: bool
     backbone: str | None = None
@@ -103,6 +103,8 @@ def _listed(path: Path, root: Path) -> ListedRun:
     name = path.relative_to(root).as_posix() if path != root else path.name
     if "evaluated" in run:
         return _evaluation(name, path, run)
+    if "num_continuations" in run["settings"]:
+        return _annotation(name, run)
     known = "state" in run
     module = str(run["settings"].get("model.class_path", "")).rpartition(".")[2] or None
     best = run.get("best")
@@ -118,17 +120,36 @@ def _listed(path: Path, root: Path) -> ListedRun:
     )
 
 
+def _annotation(name: str, run: dict[str, Any]) -> ListedRun:
+    settings = run["settings"]
+    return ListedRun(
+        name,
+        "annotation",
+        run.get("finished") or run.get("started"),
+        run.get("finished") is not None,
+        backbone=settings["backbone_kind"],
+        sampler=_sampler(settings["sampler"]),
+        num_rollouts=settings["num_rollouts"],
+        data=_model_name(json.loads(settings["data"]).get("source")),
+        num_problems=run.get("num_problems"),
+    )
+
+
+def _sampler(settings: dict[str, Any]) -> str:
+    """With its strength: `AdditiveGaussianNoise(sigma=0.5)`."""
+    options = ", ".join(f"{key}={value}" for key, value in settings.items() if key != "name")
+    return f"{settings['name']}({options})"
+
+
 def _evaluation(name: str, path: Path, run: dict[str, Any]) -> ListedRun:
     evaluated, settings = run["evaluated"], run["settings"]
-    sampler = dict(evaluated["sampler"])
-    options = ", ".join(f"{key}={value}" for key, value in sampler.items() if key != "name")
     common: dict[str, Any] = {
         "name": name,
         "kind": "evaluation",
         "date": run.get("finished") or run.get("started"),
         "finished": run.get("finished") is not None,
         "backbone": _model_name(evaluated["backbone"]["name"]),
-        "sampler": f"{sampler['name']}({options})",
+        "sampler": _sampler(evaluated["sampler"]),
         "num_rollouts": settings["model.num_rollouts"],
         "data": _model_name(settings.get("data.source")),
     }
