@@ -16,7 +16,7 @@ from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.termination import StopOnSignal, without_lightnings_signals
 from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
 from commands.effects import refuse_without_effect
-from commands.explain import BadOptionError, OneSentenceParser, explain, given_options
+from commands.explain import BadOptionError, OneSentenceParser, content, explain, given_files, given_options
 from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
@@ -62,11 +62,14 @@ class CommandParser(OneSentenceParser, LightningArgumentParser):
 
 
 def refuse_empty_files(parser: LightningArgumentParser, given: list[str]) -> None:
-    """Refuses an empty file where an option's objects can be read from one: it would be null, without a word.
+    """Refuses an empty file where options, or an option's objects, can be read from one: it would be null, without a word.
 
     Raises:
         UserError: There is such a file.
     """
+    for file in given_files(given):
+        if not content(file):
+            raise UserError(f"--config {file} holds no option: it says nothing, so leave it out.")
     reads_files = {action.dest for action in parser._actions if getattr(action, "_enable_path", False)}
     for option in given_options(given):
         name = ".".join(option.path)
@@ -74,6 +77,13 @@ def refuse_empty_files(parser: LightningArgumentParser, given: list[str]) -> Non
             continue
         if not Path(option.value).read_bytes().strip():
             raise UserError(f"--{name} {option.value} is an empty file: it says nothing, so leave the option out.")
+
+
+def user_error_behind(error: BaseException | None) -> UserError | None:
+    """The UserError of a constructor, which the parser wraps in reports of the types that it tried."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class CommandLine(LightningCLI):
@@ -117,7 +127,10 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         """Makes everything, after what can be known to fail has been refused."""
         self.check()
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise user_error_behind(error) or error from None
 
     def check(self) -> None:
         """Refuses what cannot work before a model is loaded.

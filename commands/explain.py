@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 from commands.option_types import accepts, class_named, concrete, describe, item_type, object_types, options_of
 from latent_tts.errors import UserError
 
+_FILES = ("-c", "--config")
 _SHOWN = 14  # names in a list of what there is
 
 
@@ -80,16 +81,25 @@ def explain(
 
 def given_options(args: Sequence[str]) -> Iterator[Given]:
     """The options of a command line and of the files it names, in their order."""
-    rest = list(args)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("-"):
-            continue
-        text = value if equals else (rest.pop(0) if rest and not rest[0].startswith("--") else None)
-        if name in ("-c", "--config") and text is not None:
+    for name, text in words(args):
+        if name in _FILES and text is not None:
             yield from (Given((key,), found, flag=False) for key, found in content(text).items())
         else:
             yield Given(tuple(name.lstrip("-").rstrip("+").split(".")), text, flag=True)
+
+
+def given_files(args: Sequence[str]) -> list[str]:
+    """The files of options that a command line names, in their order."""
+    return [text for name, text in words(args) if name in _FILES and text is not None]
+
+
+def words(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """The options of a command line as they stand, each with its value if it has one."""
+    rest = list(args)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if name.startswith("-"):
+            yield name, value if equals else (rest.pop(0) if rest and not rest[0].startswith("--") else None)
 
 
 def mentioned(args: Sequence[str]) -> Iterator[str]:

@@ -46,7 +46,7 @@ def class_named(name: str, hint: Any) -> type | None:
 def object_types(hint: Any) -> list[type]:
     """The classes in a type whose values are objects with options of their own."""
     if inspect.isclass(hint) and get_origin(hint) is None:
-        plain = hint.__module__ == "builtins" or issubclass(hint, Path | str)
+        plain = hint is Any or hint.__module__ == "builtins" or issubclass(hint, Path | str)
         return [] if plain else [hint]
     return [cls for part in get_args(hint) if part is not Literal for cls in object_types(part)]
 

@@ -138,12 +138,8 @@ class TrainingCLI(CommandLine):
         return [str(file) for file in given if file is not None]
 
     def instantiate_classes(self) -> None:
-        if self.is_finished:
-            return
-        try:
+        if not self.is_finished:
             super().instantiate_classes()
-        except ValueError as error:
-            raise user_error_behind(error) or error from None
 
     # The trainer ------------------------------------------------------------------------------------------------------
 
@@ -268,10 +264,3 @@ def refuse_what_the_command_decides(trainer: dict[str, Any]) -> None:
         raise UserError("--trainer.default_root_dir has no effect here: give --output, the folder of the training.")
     if trainer["enable_checkpointing"] is False:
         raise UserError("--trainer.enable_checkpointing false would leave nothing to go on from: leave it out.")
-
-
-def user_error_behind(error: BaseException | None) -> UserError | None:
-    """The UserError of a constructor, which the parser wraps in reports of the types that it tried."""
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error

@@ -1,5 +1,6 @@
 """How items become batches: by similar length, the same plan on every rank, no item twice and none padded in."""
 
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,6 +13,8 @@ from torch.utils.data import DistributedSampler
 from latent_tts.errors import UserError
 
 T = TypeVar("T")
+
+_MOST_WORKERS = 64  # or as many as there are cores: thousands are a slip that stops the machine
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -51,9 +54,12 @@ def require_positive(**options: int | None) -> None:
 
 
 def require_workers(num_workers: int) -> None:
-    """UserError for a number of data-loader processes below 0."""
+    """UserError for a number of data-loader processes below 0, or beyond what a machine is for."""
     if num_workers < 0:
         raise UserError(f"num_workers must be at least 0, got {num_workers}: with 0 the main process reads the data")
+    most = max(_MOST_WORKERS, os.cpu_count() or 1)
+    if num_workers > most:
+        raise UserError(f"num_workers {num_workers} would start as many processes here: give at most {most}")
 
 
 def unchanged(batch: T) -> T:

@@ -154,8 +154,18 @@ class ScoredAggregation(Aggregation):
 
     needs_scores: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        check_reduction(self.reduction)
+
     def _reduced(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
         return rollout_scores(self.name, answers, scores, mask, self.reduction)
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise a UserError unless it is one of `StepReduction`."""
+    if reduction not in get_args(StepReduction):
+        known = ", ".join(get_args(StepReduction))
+        raise UserError(f"step score reduction '{reduction}' is unknown: use one of {known}")
 
 
 def k_grid(num_rollouts: int) -> list[int]:
@@ -187,9 +197,7 @@ def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: St
     Raises:
         UserError: an unknown reduction, a mask of another shape, a score of a valid step that is not finite.
     """
-    if reduction not in get_args(StepReduction):
-        known = ", ".join(get_args(StepReduction))
-        raise UserError(f"step score reduction '{reduction}' is unknown: use one of {known}")
+    check_reduction(reduction)
     scores = scores.detach().to(widest_float(scores.device))
     mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape != scores.shape:

@@ -34,6 +34,7 @@ class Hybrid(ScoredAggregation):
     label = "hybrid"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.keep <= 1:
             raise UserError(f"hybrid aggregation has keep = {self.keep}: it must be in (0, 1]")
 

@@ -46,6 +46,7 @@ class WeightedVoting(ScoredAggregation):
     label = "weighted voting"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.temperature > 0:
             raise UserError(f"weighted voting has temperature {self.temperature}: it must be above 0")
         if self.weighting not in get_args(Weighting):
