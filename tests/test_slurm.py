@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,9 @@ def fake(folder: Path, name: str, text: str) -> None:
 def test_every_batch_file_starts_its_tasks_with_the_options_that_name_them(file, tmp_path):
     fake(tmp_path, "srun", '#!/bin/sh\nprintf "%s\\n" "$OMP_NUM_THREADS" "$HF_HUB_OFFLINE" "$@"\n')
     first = ["out"] if file.name == "evaluate_seeds.sbatch" else []
+    given = ["--trainer.strategy", "fsdp"] if file.name == "train.sbatch" else []
     done = subprocess.run(
-        ["bash", str(file), *first, "--config", "a b.yaml"],
+        ["bash", str(file), *first, "--config", "a b.yaml", *given],
         cwd=ROOT, env=job(file, tmp_path), capture_output=True, text=True, check=True,
     )  # fmt: skip
     threads, offline, *command = done.stdout.splitlines()
@@ -79,6 +81,8 @@ def test_every_batch_file_starts_its_tasks_with_the_options_that_name_them(file,
     named = {option: command[command.index(option) + 1] for option in command if option.startswith("--trainer.")}
     assert named["--trainer.devices"] == asked["ntasks-per-node"] == asked["gpus-per-node"]
     assert named.get("--trainer.num_nodes", "1") == asked["nodes"]
+    strategies = [word for option, word in pairwise(command) if option == "--trainer.strategy"]
+    assert strategies[-1:] == given[-1:] or not given  # the last one wins
     assert asked["signal"].startswith("USR1@") and "requeue" in asked
     if "array" in asked:
         assert command[command.index("--output") + 1] == "out-seed-3"
