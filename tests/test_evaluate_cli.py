@@ -61,8 +61,8 @@ def native_checkpoint(tiny_backbone, tmp_path_factory) -> Path:
     return folder
 
 
-DRAWN = {"accuracy", "compute", "diversity", "success", "agreement"}
-"""Figures of a run without a reward model."""
+DRAWN = {"accuracy", "compute", "diversity", "success", "agreement", "invalid"}
+"""Figures of a run without a reward model, some of whose answers do not parse."""
 
 
 @pytest.mark.parametrize("name", SHIPPED)

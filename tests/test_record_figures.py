@@ -11,6 +11,7 @@ from latent_tts.aggregation import WeightedVoting
 from latent_tts.evaluation.problem_values import record_scores
 from latent_tts.evaluation.record_table import RecordTable, last_ranking, ranking, table_of
 from latent_tts.evaluation.report.figures import FIGURES, figures
+from latent_tts.evaluation.report.figures.invalid import invalid_figure
 from latent_tts.evaluation.report.figures.reliability import calibration_error, score_bins
 from latent_tts.evaluation.report.figures.success import success_bins
 from latent_tts.metrics.ratios import ratio_interval
@@ -52,6 +53,24 @@ def test_nothing_is_cut_and_nothing_is_covered(num_rollouts, share):
     of_records = {name: drawn[name] for name in drawn.keys() & OF_RECORDS}
     assert set(of_records) == (OF_RECORDS if num_rollouts > 1 else {"reliability"})
     assert {name: found for name, figure in of_records.items() if (found := faults(figure))} == {}
+
+
+@pytest.mark.parametrize(("num_rollouts", "invalid"), [(1, 1), (4, 1), (1024, 700)])
+def test_rollouts_without_an_answer_are_shown_by_their_share_of_each_problem(num_rollouts, invalid):
+    """Of 12 problems, 3 have so many rollouts without an answer: as many problems stand over that share, 9 over 0."""
+    records = [make_record(seed, num_rollouts) for seed in range(12)]
+    for i, record in enumerate(records):
+        lost = invalid if i < 3 else 0
+        answers = [None if n < lost else 1.0 for n in range(num_rollouts)]
+        rollouts = tuple(replace(one, answer=a) for one, a in zip(record.rollouts, answers, strict=True))
+        records[i] = replace(record, rollouts=rollouts)
+    figure = invalid_figure(make_metrics_json(num_rollouts, 0.5), table_of(records))
+    assert figure is not None and faults(figure) == []
+    boxes = [bar.get_extents().transformed(figure.axes[0].transData.inverted()) for bar in figure.axes[0].patches]
+    bars = {(box.x0 + box.x1) / 2: round(box.height) for box in boxes if box.height > 0.5}
+    assert list(bars.values()) == [9, 3] and min(bars) == pytest.approx(0, abs=1e-6)
+    assert max(bars) == pytest.approx(100 * invalid / num_rollouts, abs=100 / 16 / 2)
+    assert invalid_figure(make_metrics_json(num_rollouts, 0.5), table_of(records[3:])) is None
 
 
 def test_figures_of_records_are_left_out_without_records_and_without_scores():

@@ -74,7 +74,7 @@ def not_finite(metrics: Metrics, table: RecordTable | None) -> Diagnosis | None:
     return Diagnosis(
         "rollouts are not finite",
         f"{count:,} of {total:,} rollouts met NaN or infinity, and count as invalid and wrong.",
-        None,
+        "invalid",
         "Take a wider --model.dtype (bfloat16 or float32 in place of float16), or less noise.",
     )
 
@@ -87,7 +87,7 @@ def invalid_answers(metrics: Metrics, table: RecordTable | None) -> Diagnosis | 
     return Diagnosis(
         "many answers do not parse",
         f"{100 * rate:.1f} % of the rollouts have no number as their answer (more than {100 * INVALID_RATE:.0f} %).",
-        None,
+        "invalid",
         "Read some texts (`evaluate.py inspect RUN PROBLEM`): where answers are cut off, raise --model.max_answer_tokens; where "
         "they are garbled, take less noise, or check that the prompt form is the model's.",
     )

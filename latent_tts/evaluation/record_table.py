@@ -27,6 +27,7 @@ class RecordTable:
 
     num_rollouts: NDArray[np.int64]  # (P,)
     num_right: NDArray[np.int64]  # (P,)
+    num_invalid: NDArray[np.int64]  # (P,) rollouts without an answer
     num_alike: NDArray[np.int64]
     """(P,) rollouts that are the first one again: same text, same number of latents, same scores."""
     greedy_right: Floats
@@ -72,7 +73,7 @@ def table_of_rows(rows: Sequence[dict[str, Any]]) -> RecordTable:
     steps = max((len(row["pairs"]) for row in rows), default=0)
     by_step = ("pairs_won", "pairs")
     rows = [row | {name: np.pad(row[name], (0, steps - len(row[name]))) for name in by_step} for row in rows]
-    per_problem = ("num_rollouts", "num_right", "num_alike")
+    per_problem = ("num_rollouts", "num_right", "num_invalid", "num_alike")
     flat = {"score": np.float32, "correct": np.bool_}
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in per_problem}
     columns |= {name: _joined([row[name] for row in rows], dtype) for name, dtype in flat.items()}
@@ -104,6 +105,7 @@ def row_of(record: Record) -> dict[str, Any]:
     return {
         "num_rollouts": len(rollouts),
         "num_right": sum(correct),
+        "num_invalid": sum(answer is None for answer in answers),
         "num_alike": alike,
         "greedy_right": float(record.greedy.correct),
         "diversity": sum(steps) / len(steps) if steps else np.nan,

@@ -16,6 +16,7 @@ from latent_tts.evaluation.report.figures.agreement import agreement_figure
 from latent_tts.evaluation.report.figures.comparison import COMPARISON_CAPTIONS, comparison_figures
 from latent_tts.evaluation.report.figures.compute import compute_figure
 from latent_tts.evaluation.report.figures.diversity import diversity_figure
+from latent_tts.evaluation.report.figures.invalid import invalid_figure
 from latent_tts.evaluation.report.figures.reliability import reliability_figure
 from latent_tts.evaluation.report.figures.success import success_figure
 from latent_tts.evaluation.results import Metrics
@@ -32,6 +33,7 @@ FIGURES: dict[str, Callable[[Metrics, RecordTable | None], Figure | None]] = {
     "success": success_figure,
     "reliability": reliability_figure,
     "agreement": agreement_figure,
+    "invalid": invalid_figure,
 }
 """Name -> what draws it from the content of metrics.json and the table of the records, None where it has nothing to show."""
 
@@ -42,6 +44,7 @@ CAPTIONS: dict[str, str] = {
     "success": "How often problems are solved against the diversity of their rollouts; each bar is of as many problems.",
     "reliability": "The share of right rollouts against their score, and how often a right one scores above a wrong one.",
     "agreement": "How often answers are wrong when those with the least agreement are withheld: the lower, the better.",
+    "invalid": "In how many problems which share of the rollouts has no answer: few problems, or all of them.",
 }
 """Name -> what it shows, in a sentence."""
 
