@@ -16,7 +16,15 @@ from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.termination import StopOnSignal, without_lightnings_signals
 from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
 from commands.effects import refuse_without_effect
-from commands.explain import BadOptionError, OneSentenceParser, content, explain, given_files, given_options
+from commands.explain import (
+    BadOptionError,
+    OneSentenceParser,
+    content,
+    explain,
+    given_files,
+    given_options,
+    refuse_empty_values,
+)
 from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
@@ -113,6 +121,7 @@ class CommandLine(LightningCLI):
             UserError: An option that is unknown or does not take its value, named with what there is.
         """
         self.given = given = list(sys.argv[1:] if args is None else args)
+        refuse_empty_values(given)
         parsers = getattr(self, "_subcommand_parsers", {})
         refuse_empty_files(parsers.get(given[0], parser) if given else parser, given)
         try:

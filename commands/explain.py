@@ -93,6 +93,21 @@ def given_files(args: Sequence[str]) -> list[str]:
     return [text for name, text in words(args) if name in _FILES and text is not None]
 
 
+def refuse_empty_values(args: Sequence[str]) -> None:
+    """Refuses an option with an empty text for its value, as a variable of the shell that is not set leaves it.
+
+    It would stand for the working directory, or for an option that is not given.
+
+    Raises:
+        UserError: Names the first such option.
+    """
+    for name, text in words(args):
+        if text is not None and not text.strip():
+            raise UserError(
+                f"Option {name} has an empty value: leave it out, or see whether a variable of the shell is unset."
+            )
+
+
 def words(args: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """The options of a command line as they stand, each with its value if it has one."""
     rest = list(args)

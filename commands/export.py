@@ -13,7 +13,7 @@ from pathlib import Path
 
 from commands.guard import main_guard
 from commands.hub import CARD, check_hub_name, listed, model_card, push
-from commands.tools import ToolArguments
+from commands.tools import ToolArguments, folder
 from latent_tts.errors import UserError
 from latent_tts.evaluation.run_folder import read_run
 
@@ -90,7 +90,7 @@ def push_run(
 def main(args: Sequence[str] | None = None) -> None:
     parser = ToolArguments(description="Write the model of a training in the published layout.")
     parser.add_argument("run", type=Path, help="Folder of a training, or one of its checkpoints (.ckpt).")
-    parser.add_argument("--out", type=Path, help="Folder to write.")
+    parser.add_argument("--out", type=folder, help="Folder to write.")
     parser.add_argument(
         "--weights", choices=WEIGHTS, help="Of which checkpoint; by default the best, where there is one."
     )

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import yaml
 
 from commands.guard import main_guard
-from commands.tools import ToolArguments
+from commands.tools import ToolArguments, folder
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
 
@@ -140,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--common", action="store_true", help="Compare on the problems that all runs have.")
     parser.add_argument(
-        "--out", type=Path, help="Folder of the files; by default the run's own, and none for several runs."
+        "--out", type=folder, help="Folder of the files; by default the run's own, and none for several runs."
     )
     options = parser.parse_args(args)
     parts, ks = read_aggregations(options.aggregations), read_ks(options.ks)

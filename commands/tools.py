@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from commands.guard import main_guard
@@ -17,8 +18,26 @@ class ToolArguments(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **({"allow_abbrev": False} | kwargs))
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses, after values that are empty have been refused."""
+        from commands.explain import refuse_empty_values
+
+        refuse_empty_values(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[0].upper()}{message[1:]}; --help lists the options.")
+
+
+def folder(text: str) -> Path:
+    """The folder that an option names, which may have to be made.
+
+    Raises:
+        ArgumentTypeError: There is a file of that name.
+    """
+    if Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is a file, where a folder is meant")
+    return Path(text)
 
 
 def run_tool(main: Callable[..., None], args: Sequence[str] | None = None) -> int:
@@ -34,8 +53,9 @@ def run_tool(main: Callable[..., None], args: Sequence[str] | None = None) -> in
 def _run(main: Callable[..., None], args: list[str]) -> None:
     from jsonargparse import auto_cli, set_parsing_settings
 
-    from commands.explain import BadOptionError, OneSentenceParser, explain
+    from commands.explain import BadOptionError, OneSentenceParser, explain, refuse_empty_values
 
+    refuse_empty_values(args)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     try:
         auto_cli(main, args=args, as_positional=False, parser_class=OneSentenceParser)

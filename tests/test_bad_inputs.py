@@ -165,6 +165,13 @@ CASES = [
     # files
     ("evaluate", ["--config=missing.yaml"], "missing.yaml cannot be read: No such file"),
     ("evaluate", ["--config=list.yaml"], "list.yaml must hold options by name"),
+    ("evaluate", [*EVALUATE, "--output="], "Option --output has an empty value"),
+    ("evaluate", ["--model.backbone", ""], "Option --model.backbone has an empty value"),
+    ("train", [*FIT, "--data.train= "], "Option --data.train has an empty value"),
+    ("report", ["x", "--out", ""], "Option --out has an empty value"),
+    ("report", ["x", "--out=text.ckpt"], "text.ckpt is a file, where a folder is meant"),
+    ("export", ["x", "--out=text.ckpt"], "text.ckpt is a file, where a folder is meant"),
+    ("fresh_model", ["--out="], "Option --out has an empty value"),
     ("evaluate", ["--config=empty.ckpt"], "--config empty.ckpt holds no option"),
     ("train", [*FIT, "--config=comment.yaml"], "--config comment.yaml holds no option"),
     ("evaluate", ["--config=torn.yaml"], "torn.yaml is not valid YAML"),
