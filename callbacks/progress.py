@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from callbacks.progress_lines import ProblemLines, in_terminal, rate
@@ -27,6 +27,18 @@ class BarAndNews(Progress):
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
             yield Text(task.fields["news"])
+
+
+def bar_and_news(count: str) -> BarAndNews:
+    """A bar with how much is done, in this form, the rate, and the time that is gone and left."""
+    return BarAndNews(
+        BarColumn(bar_width=None),
+        TextColumn(count),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        expand=True,
+    )
 
 
 class ProblemProgress(ProgressBar):
@@ -55,19 +67,12 @@ class ProblemProgress(ProgressBar):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._enabled:
             return
-        self._progress = BarAndNews(
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            expand=True,
-        )
+        self._progress = bar_and_news("{task.completed:.0f}/{task.fields[of]}")
         self._before = progress_of(pl_module).metrics.num_problems
         self._progress.start()
         total = problem_source(trainer).num_problems
         share = None if total is None else -(-total // trainer.world_size)
-        self._progress.add_task("problems", total=share, news="", rate="")
+        self._progress.add_task("problems", total=share, news="", rate="", of="?" if share is None else share)
         self._show(pl_module)
 
     def on_predict_batch_end(

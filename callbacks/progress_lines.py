@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -166,12 +166,13 @@ class TrainingLines(ProgressLines):
     def _write(self, trainer: Trainer, pl_module: LightningModule, where: str, share: float | None) -> None:
         speed = rate(trainer.global_step - getattr(self, "steps_before", 0), self.pace.elapsed, "step")
         found = self.get_metrics(trainer, pl_module)  # waits for the device, and so only where a line is due
-        figures = " · ".join(
-            f"{name} {value:.4g}"
-            for name, value in found.items()
-            if isinstance(value, (int, float)) and name != "v_num"
-        )
-        self.write(f"{where}, step {trainer.global_step}", speed, share, figures)
+        self.write(f"{where}, step {trainer.global_step}", speed, share, " · ".join(running_figures(found)))
+
+
+def running_figures(metrics: Mapping[str, Any]) -> list[str]:
+    """`train/loss 0.1234`, of every number that a training shows in its bar."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float)) and name != "v_num"}
+    return [f"{name} {value:.4g}" for name, value in numbers.items()]
 
 
 def share_of_training(trainer: Trainer, batches: int) -> float | None:

@@ -16,10 +16,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from callbacks.checkpoint_activations import CheckpointActivations
 from callbacks.export import Export, ExportModel
 from callbacks.folder_lock import OneRunAtATime
-from callbacks.progress_lines import TrainingLines, in_terminal
 from callbacks.termination import StopOnSignal
 from callbacks.training_curves import TrainingSpeed, ValidationAnswers
 from callbacks.training_folder import KeepLast, KeepRun, has_ended
+from callbacks.training_progress import training_progress
 from commands.base import CommandLine
 from commands.catalogue import classes_below, import_named
 from commands.curves import RunCurves
@@ -152,18 +152,18 @@ class TrainingCLI(CommandLine):
             logger = False if logged else logger
         given = {**options, "logger": logger, "default_root_dir": str(folder.folder), **kwargs}
         training = self.subcommand == "fit" and not dry
-        lines = [TrainingLines()] if training and self._wants_lines(options) else []
+        bar = [training_progress()] if training and self._wants_progress(options) else []
         again = (
             [CheckpointActivations()] if self.subcommand == "fit" and self._options()["checkpoint_activations"] else []
         )
-        return self._instantiate_trainer(given, [*again, *lines, *self._callbacks(logger)] if training else again)
+        return self._instantiate_trainer(given, [*again, *bar, *self._callbacks(logger)] if training else again)
 
     @staticmethod
-    def _wants_lines(options: Any) -> bool:
-        """Whether progress is printed in lines: no terminal, none of the trainer's own bars asked for, none refused."""
+    def _wants_progress(options: Any) -> bool:
+        """Whether progress is shown in the project's own way: no bar was given, and none refused."""
         given = options["callbacks"] or []
         own = any(isinstance(one, ProgressBar) for one in (given if isinstance(given, list) else [given]))
-        return not in_terminal() and options["enable_progress_bar"] is not False and not own
+        return options["enable_progress_bar"] is not False and not own
 
     def _callbacks(self, logger: Any) -> list[Callback]:
         folder, options = self.folder, self._options()

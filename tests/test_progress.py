@@ -14,6 +14,7 @@ from rich.console import Console
 import callbacks.progress as progress
 from callbacks.progress import ProblemProgress, problem_progress
 from callbacks.progress_lines import Pace, ProblemLines, TrainingLines
+from callbacks.training_progress import TrainingProgress, training_progress
 from commands.train import TrainingCLI
 from tests.training import make_data, make_module, make_trainer, write_tiny_model
 
@@ -149,17 +150,33 @@ def test_a_training_prints_where_it_is_and_its_running_figures(tmp_path: Path, c
     assert "train/loss" in printed[0] and "stage" in printed[0] and "val/accuracy" in printed[-1]
 
 
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_a_training_shows_where_it_is_in_a_terminal_of_any_width(width: int, tmp_path: Path) -> None:
+    class Shown(TrainingProgress):
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            assert self._bar is not None
+            console = Console(file=screen, width=width)
+            for one in self._bar.get_renderables():
+                console.print(one)
+
+    screen = io.StringIO()
+    data, module = make_data(tmp_path, batch_size=8), make_module(write_tiny_model(tmp_path / "model"))
+    make_trainer(max_epochs=1, callbacks=[Shown(every=0)], enable_progress_bar=True).fit(module, data)
+    shown = " ".join(screen.getvalue().split())
+    assert "50 %" in shown and "100 %" in shown and "epoch 1/1, batch 2/2 · step 2" in shown and "train/loss" in shown
+    assert all(len(line) <= width for line in screen.getvalue().splitlines()) and "…" not in shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_training_has_a_bar_in_a_terminal_and_lines_elsewhere(terminal: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr("callbacks.training_progress.in_terminal", lambda: terminal)
+    assert type(training_progress()) is (TrainingProgress if terminal else TrainingLines)
+
+
 @pytest.mark.parametrize(
-    ("terminal", "options", "expected"),
-    [
-        (False, {}, True),
-        (True, {}, False),
-        (False, {"enable_progress_bar": False}, False),
-        (False, {"callbacks": [ProgressBar()]}, False),
-    ],
+    ("options", "expected"),
+    [({}, True), ({"enable_progress_bar": False}, False), ({"callbacks": [ProgressBar()]}, False)],
 )
-def test_a_training_has_lines_in_place_of_the_bar(
-    terminal: bool, options: Any, expected: bool, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr("commands.train.in_terminal", lambda: terminal)
-    assert TrainingCLI._wants_lines({"callbacks": None, "enable_progress_bar": None} | options) is expected
+def test_a_bar_that_was_given_or_refused_is_taken_at_its_word(options: Any, expected: bool) -> None:
+    assert TrainingCLI._wants_progress({"callbacks": None, "enable_progress_bar": None} | options) is expected
