@@ -96,8 +96,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, **fields: Any) -> PretrainedConfig:
-    """A configuration of a family with two narrow layers."""
-    return _tiny(CONFIG_MAPPING[family], _FIELDS.get(family, {}) | fields)
+    """A configuration of a family with two narrow layers, whose texts end with a token that the small vocabulary has."""
+    config = _tiny(CONFIG_MAPPING[family], _FIELDS.get(family, {}) | fields)
+    config.get_text_config().eos_token_id = 0  # one family sets its own, whatever it is given
+    return config
 
 
 def _tiny(cls: type[PretrainedConfig], fields: dict[str, Any]) -> PretrainedConfig:
