@@ -9,6 +9,9 @@ DEMOS := $(patsubst configs/evaluate/demo/%.yaml,%,$(wildcard configs/evaluate/d
 # Two processes that take over from each other what is left, so that what tests of a file share is made once.
 TWO := -n 2 --dist worksteal
 
+# Two workers fill two cores: more threads of torch's would wait for one another.
+test quick: export OMP_NUM_THREADS := 1
+
 .PHONY: demo known-backbone study test quick lint install clean
 
 demo: known-backbone install ## Parallel test-time scaling on a shipped model, with no arguments to think of.
