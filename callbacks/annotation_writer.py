@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.protocols import commit_of_problems
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts import __version__
 from latent_tts.annotation.records import AnnotatedProblem
@@ -70,6 +71,7 @@ class WriteAnnotations(Callback):
         self._began = time.monotonic()
         self._earlier = read_run(self.output) or {}
         self._run = provenance(__version__, pl_module.device, str(trainer.precision), trainer.world_size)
+        self._run |= {"data": commit} if (commit := commit_of_problems(trainer)) else {}
         self._run["started"] = self._earlier.get("started", now())
         if self._earlier.get("finished") is None:
             self._describe(None, self.num_at_start)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.protocols import evaluation_module, problem_source
+from callbacks.protocols import commit_of_problems, evaluation_module, problem_source
 from latent_tts import __version__
 from latent_tts.errors import UserError
 from latent_tts.evaluation.finished_problems import FinishedProblems, Golds
@@ -62,9 +62,9 @@ class PredictionWriter(Callback):
             read_run(self.place.folder) or read_run(self.output) or {},
         )
         device, precision = trainer.strategy.root_device, str(trainer.precision)
-        self._provenance = provenance(__version__, device, precision, trainer.world_size) | {
-            "evaluated": module.evaluated()
-        }
+        commit = commit_of_problems(trainer)
+        evaluated = module.evaluated() | ({"data": commit} if commit else {})
+        self._provenance = provenance(__version__, device, precision, trainer.world_size) | {"evaluated": evaluated}
         golds = None
         if any(prediction_files(self.output)) or self.place.grows:
             by_problem = {problem.problem_id: problem.gold for problem in data.problems()}
@@ -117,8 +117,13 @@ class PredictionWriter(Callback):
                 if self.config:
                     write_whole(self.output / CONFIG_FILE, self.config)
                 self.place.clear()
-        elif trainer.is_global_zero and (self._writer is not None or self._earlier.get("finished") is None):
+        elif trainer.is_global_zero and (self._writer is not None or self._is_other_than_before()):
             write_run(self.output, self._run(finished=now()))
+
+    def _is_other_than_before(self) -> bool:
+        """Whether run.json does not say that the run is finished, or that its problems were read at another commit."""
+        before, here = self._earlier.get("evaluated", {}), self._provenance["evaluated"]
+        return self._earlier.get("finished") is None or before.get("data") != here.get("data")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

@@ -53,6 +53,12 @@ def problem_source(trainer: Trainer) -> ProblemSource:
     return cast(ProblemSource, data)
 
 
+def commit_of_problems(trainer: Trainer) -> dict[str, str]:
+    """Under `commit` what the problems of a hub set were read at; empty for those of files and generators."""
+    commit = getattr(getattr(trainer, "datamodule", None), "commit", None)
+    return {} if commit is None else {"commit": commit}
+
+
 def evaluation_module(module: LightningModule) -> ParallelTTSModule:
     """The module, where it evaluates."""
     if not isinstance(module, ParallelTTSModule):

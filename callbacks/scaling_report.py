@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.logged_results import log_results
-from callbacks.protocols import evaluation_module
+from callbacks.protocols import commit_of_problems, evaluation_module
 from latent_tts.errors import UserError
 from latent_tts.evaluation import report
 from latent_tts.evaluation.prediction_files import prediction_files, read_records
@@ -47,7 +47,7 @@ class ScalingReport(Callback):
             return
         if metrics["num_problems"] == 0:
             raise UserError("There was no problem to evaluate: check --data.source and --data.limit.")
-        data = self.data | {"fingerprint": metrics.pop("problems_fingerprint")}
+        data = self.data | commit_of_problems(trainer) | {"fingerprint": metrics.pop("problems_fingerprint")}
         metrics = {"evaluated": module.evaluated() | {"data": data}} | metrics
         metrics |= {"throughput": {"rollouts_per_second": rounded(float(speed), 4) or earlier_speed(self.output)}}
         diagnoses = report.write_report(metrics, self.output)

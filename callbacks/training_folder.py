@@ -69,6 +69,8 @@ class KeepRun(Callback):
         """Nothing has been written before, so that a run that fails at once leaves an earlier one as it was."""
         if trainer.is_global_zero:
             self._began = time.monotonic()
+            if commits := getattr(getattr(trainer, "datamodule", None), "commits", {}):
+                self.description |= {"data_commits": commits}
             write_whole(self.folder / "config.yaml", self.config)
             self._write(self.description | {"state": "running"})
 

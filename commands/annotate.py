@@ -18,9 +18,11 @@ from commands.base import CommandLine
 from commands.help import show_trainer_options
 from datamodules.rollout_data import RolloutDataModule
 from latent_tts.annotation.reader import AnnotationStore
+from latent_tts.errors import UserError
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "annotate"
+ANNOTATIONS = Path("runs") / "annotations"
 DESCRIPTION = """Annotates latent rollouts for the training of a reward model: N rollouts of every problem, and for every latent
 prefix the share of M continuations that reach the gold answer. A run that was killed goes on with the same command, and a
 finished one can be continued with a larger --data.size or --data.limit."""
@@ -68,6 +70,17 @@ class AnnotationCLI(CommandLine):
             help="Problems in a file; at most this many, less one, of each device are computed again after a kill.",
         )
 
+    def check(self) -> None:
+        super().check()
+        if self.config.trainer.logger not in (None, False):
+            raise UserError(
+                "--trainer.logger has nothing to log in an annotation, which says how it fares on the console and in run.json: "
+                "leave it out."
+            )
+
+    def output_folder(self) -> Path:
+        return Path(self.config.output or ANNOTATIONS)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.refuse_half_weights(self.config.trainer.precision)
         data = self.data_description()
@@ -94,7 +107,7 @@ class AnnotationCLI(CommandLine):
         """runs/annotations/BACKBONE-DATA-DIGEST: the same for the same settings, another for others."""
         digest = self.model.annotation_settings(data, str(self.config.trainer.precision)).digest()[:8]
         names = (Path(self.config.model.backbone).name, Path(self.config.data.source).stem)
-        return Path("runs") / "annotations" / "-".join([*names, digest])
+        return ANNOTATIONS / "-".join([*names, digest])
 
     @rank_zero_only
     def _report(self) -> None:

@@ -28,6 +28,7 @@ from commands.explain import (
 from commands.help import HelpFormatter
 from commands.launch import check_processes, watch_ranks
 from latent_tts.errors import UserError
+from latent_tts.evaluation.run_folder import require_writable
 
 _IRRELEVANT_WARNINGS = (
     ".*does not have many workers.*",
@@ -145,8 +146,11 @@ class CommandLine(LightningCLI):
         """Refuses what cannot work before a model is loaded.
 
         Raises:
-            UserError: A trainer's option, callback, logger or monitored metric cannot work, or an option would have no effect.
+            UserError: The folder cannot be written to, a trainer's option, callback, logger or monitored metric cannot work, or
+                an option would have no effect.
         """
+        if (output := self.output_folder()) is not None:
+            require_writable(output)
         stage: Stage = "predict" if self.subcommand is None else cast(Stage, self.subcommand)
         options = (self.config if self.subcommand is None else self.config[self.subcommand]).as_dict()
         trainer = options["trainer"]
@@ -162,6 +166,10 @@ class CommandLine(LightningCLI):
         check_machine(trainer)
         logged = logged_by(options["model"]["class_path"]) if self.subcommand is not None else None
         check_objects(trainer, stage, logged)
+
+    def output_folder(self) -> Path | None:
+        """Where files will be written, or above it; None where there will be none."""
+        return None
 
     def _set_seed(self) -> None:
         """Nothing global is seeded."""

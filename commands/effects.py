@@ -13,6 +13,8 @@ from typing import Any
 from commands.explain import given_options
 from datamodules.sources.catalogue import GSM_SYMBOLIC, RESAMPLED, known_set
 from datamodules.sources.files import source_path
+from datamodules.sources.masked import is_masked
+from datamodules.sources.readers import read_rows
 from latent_tts.errors import UserError
 
 Options = Mapping[str, Any]
@@ -51,6 +53,18 @@ def is_drawn(source: str) -> bool:
 def is_table(source: str) -> bool:
     """Whether the problems are rows of a table."""
     return not is_drawn(source)
+
+
+def has_columns_to_name(source: str) -> bool:
+    """Whether the problems are rows of a table whose columns are not known, as those of masked problems are."""
+    path = source_path(source)
+    if not is_table(source) or is_hub_set(source) or not path.exists():
+        return is_table(source)
+    try:
+        first = next((row for row in read_rows(path) if row.error is None), None)
+    except UserError:  # whoever needs the rows says what is wrong with them
+        return True
+    return first is None or not is_masked(first.columns)
 
 
 def is_hub_set(source: str) -> bool:
@@ -110,6 +124,11 @@ _TRAINING = (
         ("data.question_column", "data.steps_column", "data.answer_column", "data.skip_bad_rows"),
         any_of(is_table, *_TRAINED_ON, "data.exclude"),
         "it is for files and hub sets, which none of the sources is",
+    ),
+    Rule(
+        ("data.question_column", "data.steps_column", "data.answer_column"),
+        any_of(has_columns_to_name, *_TRAINED_ON, "data.exclude"),
+        "the columns of masked problems are known, and every table is of such",
     ),
     Rule(("data.step_range",), any_of(is_table, "data.train"), f"it is for tables, and {GSM_SYMBOLIC} is none"),
     Rule(("data.train_split",), any_of(has_splits, "data.train"), "a file has no splits"),

@@ -28,6 +28,7 @@ from latent_tts.evaluation.settings import Settings, flatten
 from lightning_modules.parallel_tts_module import ParallelTTSModule
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "evaluate"
+RESULTS = Path("results")
 DEMO = CONFIGS / "demo" / "tiny-colar.yaml"
 DESCRIPTION = """Parallel test-time scaling of a latent reasoning model: thinks N times per problem in the model's continuous
 space, aggregates the answers, and measures how good they are. Without arguments it runs the demo, a tiny CoLaR on unseen
@@ -79,6 +80,9 @@ class EvaluationCLI(CommandLine):
             default=None,
             help="Folder of the results; by default results/NAME, with a name made from the settings.",
         )
+
+    def output_folder(self) -> Path:
+        return Path(self.config.output or RESULTS)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.refuse_half_weights(self.config.trainer.precision)
@@ -133,4 +137,4 @@ def default_output(config: Any, settings: Settings) -> Path:
     """results/BACKBONE-DATA-DIGEST: the same for the same settings, another for others."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     names = (Path(config.model.backbone).name, Path(config.data.source).stem)
-    return Path("results") / "-".join([*names, digest])
+    return RESULTS / "-".join([*names, digest])

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from commands.guard import main_guard
-from commands.tools import ToolArguments
+from commands.tools import ToolArguments, folder
 from latent_tts.backbones.adapters import (
     ADDED_ROWS,
     DOWN,
@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
         "--base", required=True, help="Folder or hub id of the causal LM that its training started from."
     )
     parser.add_argument("--r", type=int, default=32, help="Rank of the adapters (default: %(default)s).")
-    parser.add_argument("--out", required=True, help="Folder to write.")
+    parser.add_argument("--out", type=folder, required=True, help="Folder to write.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="Storage type.")
     options = parser.parse_args(args)
     kept = extract_adapters(

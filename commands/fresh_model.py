@@ -11,6 +11,7 @@ from pathlib import Path
 from commands.tools import run_tool
 from datamodules.sources.gsm_symbolic import GSMSymbolic
 from latent_tts.backbones.scratch import ScratchConfig, write_scratch_model
+from latent_tts.evaluation.run_folder import require_writable
 
 DEFAULT_MODEL = ScratchConfig()
 
@@ -31,6 +32,7 @@ def main(
         num_examples: Number of examples in the tokenizer's text.
         data_seed: Seed of the tokenizer's text.
     """
+    require_writable(out, "--out")
     source = GSMSymbolic(data_seed, templates=templates, split="train")
     backbone = write_scratch_model(out, model, map(source.example, range(num_examples)))
     parameters = sum(p.numel() for p in backbone.parameters())

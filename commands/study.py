@@ -23,6 +23,7 @@ import yaml
 from commands.evaluations import python_as_typed, run_python
 from commands.tools import run_tool
 from latent_tts.errors import UserError
+from latent_tts.evaluation.run_folder import require_writable
 
 RESULTS, KEPT = Path("results/study"), Path("docs/runs")
 COMPARISON = "comparison"
@@ -144,13 +145,16 @@ def main(
         keep_only: Whether nothing is run, and what finished steps measured is kept anew.
 
     Raises:
-        UserError: The file cannot be read, there is no such step, or a step ended with an error.
+        UserError: The file cannot be read, there is no such step, a folder cannot be written to, or a step ended with an error.
     """
     steps = read_study(study, results)
     if unknown := set(only or ()) - {step.name for step in steps}:
         raise UserError(
             f"{study} has no run {sorted(unknown)[0]!r}; there are: {', '.join(one.name for one in steps)}."
         )
+    if not dry_run:
+        require_writable(results, "--results")
+        require_writable(kept, "--kept")
     chosen = [step for step in steps if only is None or step.name in only]
     for number, step in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {python_as_typed(step.words)}", flush=True)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from commands.guard import main_guard
 from latent_tts.errors import UserError
+from latent_tts.files.folders import why_unwritable
 
 
 class ToolArguments(argparse.ArgumentParser):
@@ -33,10 +34,12 @@ def folder(text: str) -> Path:
     """The folder that an option names, which may have to be made.
 
     Raises:
-        ArgumentTypeError: There is a file of that name.
+        ArgumentTypeError: There is a file of that name, or nothing can be written there.
     """
     if Path(text).is_file():
         raise argparse.ArgumentTypeError(f"{text} is a file, where a folder is meant")
+    if (reason := why_unwritable(Path(text))) is not None:
+        raise argparse.ArgumentTypeError(f"cannot write to {text}: {reason}")
     return Path(text)
 
 

@@ -137,6 +137,10 @@ class TrainingCLI(CommandLine):
         given = self.config[str(self.subcommand)].get("config") or []
         return [str(file) for file in given if file is not None]
 
+    def output_folder(self) -> Path | None:
+        writes = self.subcommand == "fit" and not self._options()["trainer"]["fast_dev_run"]
+        return self.folder.folder if writes else None
+
     def instantiate_classes(self) -> None:
         if not self.is_finished:
             super().instantiate_classes()

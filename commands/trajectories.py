@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from commands.guard import main_guard
 from commands.tools import ToolArguments
 from latent_tts.errors import UserError
+from latent_tts.evaluation.run_folder import require_writable
 
 if TYPE_CHECKING:
     from latent_tts.evaluation.records import Record
@@ -119,6 +120,7 @@ def main(args: Sequence[str] | None = None) -> None:
         help="pca (the default), or tsne where scikit-learn is installed.",
     )
     options = parser.parse_args(args)
+    require_writable(options.out.parent, "--out")
     draw_trajectories(options.runs, options.problem, options.out, options.method)
 
 

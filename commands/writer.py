@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from commands.tools import run_tool
+from latent_tts.evaluation.run_folder import require_writable
 
 OPENING = "{question}\n<|start-latent|><|end-latent|>"
 
@@ -24,6 +25,7 @@ def main(backbone: str, out: Path, prompt_form: str = OPENING) -> None:
     from latent_tts.backbones import load_backbone
     from latent_tts.backbones.cot import Cot
 
+    require_writable(out, "--out")
     latent = load_backbone(backbone)
     Cot(latent.model, latent.tokenizer, prompt_form=prompt_form).save_pretrained(out)
     print(f"wrote {out}: the causal LM of {backbone}, opened with {prompt_form!r}")

@@ -115,6 +115,12 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         self.question_column, self.steps_column, self.answer_column = question_column, steps_column, answer_column
         self.train_examples: ListedExamples | GeneratedExamples | None = None
         self.val_examples: ListedExamples | None = None
+        self._tables: list[Table] = []
+
+    @property
+    def commits(self) -> dict[str, str]:
+        """By source the commits that sets on the hub were read at, where they are known."""
+        return {table.name: table.commit for table in self._tables if table.commit is not None}
 
     def setup(self, stage: str) -> None:
         """Reads the sources: validation for every stage, training only to fit."""
@@ -250,7 +256,13 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         return PositionLimit(module, validation=name == "validation")
 
     def _table(self, source: str, split: str | None) -> Table:
-        return find_table(source, split, self.hub_config, self.question_column, self.answer_column, self.steps_column)
+        return self._noted(
+            find_table(source, split, self.hub_config, self.question_column, self.answer_column, self.steps_column)
+        )
+
+    def _noted(self, table: Table) -> Table:
+        self._tables.append(table)
+        return table
 
     def _is_wanted(self, example: ReasoningExample) -> bool:
         return self.step_range is None or self.step_range[0] <= len(example.steps) <= self.step_range[1]
@@ -259,7 +271,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
         if self.val_examples is not None:
             yield from (example.question for example in self.val_examples.examples)
         for file in self.exclude:
-            table = find_table(file) if known_set(file) else self._table(file, None)
+            table = self._noted(find_table(file)) if known_set(file) else self._table(file, None)
             yield from GoodRows(table, to_question, self.skip_bad_rows)
 
 

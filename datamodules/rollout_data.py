@@ -1,6 +1,7 @@
 """Test problems for evaluation, streamed in batches of similar length."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, get_args
 
@@ -94,7 +95,9 @@ class RolloutDataModule(LightningDataModule):
             refuse_columns(hub_config=hub_config, question_column=question_column, answer_column=answer_column)
             self._problems = GeneratedProblems(GSMSymbolic(seed, templates, symbolic_split(split)), size)
         else:
-            table = find_table(source, split, hub_config, question_column, answer_column)
+            columns = {"question_column": question_column, "answer_column": answer_column}
+            named = tuple(name for name, value in columns.items() if value is not None)
+            table = replace(find_table(source, split, hub_config, question_column, answer_column), named=named)
             self._problems = self._rows = GoodRows(table, to_problem, skip_bad_rows)
 
     def problems(self) -> Iterator[Problem]:
@@ -112,6 +115,11 @@ class RolloutDataModule(LightningDataModule):
             is_done: Whether the problem with an id needs no batch. It is asked when the data loader is gone through.
         """
         self._is_done = is_done
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that a set on the hub is read at; None for other sources, and where it is not known."""
+        return None if self._rows is None else self._rows.table.commit
 
     def setup(self, stage: str) -> None:
         """Reads local files through, and the first row of a hub set; bad input ends here."""

@@ -45,9 +45,10 @@ class CodiModule(BackboneModule):
         num_latents: Latent thoughts before an answer.
         prompt_form: Student's prompt, up to the start-of-thought token; by default the published one.
         forms: Texts around question, steps and answer.
-        projector: Whether a fresh CODI gets a projector between hidden state and next latent.
-        projector_hidden_size: Inner width of a fresh projector; by default that of the model.
-        projector_dropout: Dropout of a fresh projector, in training.
+        projector: Whether a fresh CODI gets a projector between hidden state and next latent (by default it does); null takes
+            what a CODI has that training goes on from.
+        projector_hidden_size: Inner width of a fresh projector; null takes that of the model, or of the CODI.
+        projector_dropout: Dropout of a fresh projector, in training; null takes none, or that of the CODI.
         student_factor: Weight of the student's cross-entropy.
         teacher_factor: Weight of the teacher's cross-entropy.
         distillation: How the student's hidden states are drawn to the teacher's.
@@ -75,9 +76,9 @@ class CodiModule(BackboneModule):
         num_latents: int = 6,
         prompt_form: str | None = None,
         forms: DistillationForms = DEFAULT_FORMS,
-        projector: bool = True,
+        projector: bool | None = None,
         projector_hidden_size: int | None = None,
-        projector_dropout: float = 0.0,
+        projector_dropout: float | None = None,
         student_factor: float = 1.0,
         teacher_factor: float = 1.0,
         distillation: Distillation = DEFAULT_DISTILLATION,
@@ -88,9 +89,12 @@ class CodiModule(BackboneModule):
         max_answer_tokens: int = 16,
         seed: int = 0,
     ) -> None:
-        config = {"projector": projector, "projector_dropout": projector_dropout}
-        if projector_hidden_size is not None:
-            config["projector_hidden_size"] = projector_hidden_size
+        fields = {
+            "projector": projector,
+            "projector_hidden_size": projector_hidden_size,
+            "projector_dropout": projector_dropout,
+        }
+        config = {name: value for name, value in fields.items() if value is not None}
         super().__init__(
             backbone=load_for_training(Codi, backbone, num_latents, prompt_form, config, seed),
             source=backbone,

@@ -39,7 +39,7 @@ class ColarModule(BackboneModule):
         prompt_form: Template of the prompt with the fields {question} and {speed}, ending in ###; null takes the published one.
         max_latents: Latent thoughts after which a rollout has to answer.
         loss: How the losses of tokens and of merged embeddings become one.
-        latent_intermediate_size: Width of the latent head; null takes that of the model.
+        latent_intermediate_size: Width of a fresh latent head; null takes that of the model, or of the CoLaR.
         optimization: Optimizer and learning rate.
         global_batch_size: Examples per optimizer step: micro batch x accumulated batches x processes. The number of
             accumulated batches is derived from it.

@@ -93,6 +93,11 @@ class RolloutAnnotationModule(LightningModule):
         ):  # fmt: skip
             if value < least:
                 raise UserError(f"--model.{name} is {value}: it must be at least {least}.")
+        if sampler.is_greedy:
+            raise UserError(
+                f"Every rollout and every continuation of {sampler!r} is the greedy one, from which no reward model can learn: "
+                "give a sampler that draws, such as --model.sampler AdditiveGaussianNoise --model.sampler.sigma 0.5."
+            )
         self.num_rollouts, self.num_continuations, self.seed = num_rollouts, num_continuations, seed
         self.last, self.answer_rule, self.max_rows, self.latent_dtype = last, answer_rule, max_rows, latent_dtype
         self.continue_uniform = continue_uniform

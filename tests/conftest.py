@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -187,20 +188,42 @@ def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def unknown_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that does not say at which commit a data set is."""
+
+    def dataset_info(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
+
+
+HUB_COMMIT = "89abcdef" * 5
+
+
+@pytest.fixture
 def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Puts rows in place of the hub: ``fake_hub({(hub id, split): rows})``; gives what is asked for, call by call."""
+    """Puts rows in place of the hub: ``fake_hub({(hub id, split): rows})``; gives what is asked for, call by call.
+
+    Every set has one commit, at which all of its rows have to be read, whatever revision is asked for.
+    """
     import datasets
 
-    def make(sets: dict[tuple[str, str], list[dict]]) -> list[tuple]:
+    def make(sets: dict[tuple[str, str], list[dict]], commit: str = HUB_COMMIT) -> list[tuple]:
         asked: list[tuple] = []
+        revisions: dict[str, tuple[str, ...]] = {}
 
-        def load_dataset(path, name=None, *, split, streaming, **pinned):
-            assert streaming
-            asked.append((path, name, split, *pinned.values()))
+        def dataset_info(self, repo_id, *, revision=None, timeout=None):
+            revisions[repo_id] = () if revision is None else (revision,)
+            return SimpleNamespace(sha=commit)
+
+        def load_dataset(path, name=None, *, split, streaming, revision):
+            assert streaming and revision == commit
+            asked.append((path, name, split, *revisions[path]))
             rows = sets[path, split]
             return datasets.IterableDataset.from_generator(lambda: iter(rows))
 
         monkeypatch.setattr("datasets.load_dataset", load_dataset)
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
         return asked
 
     return make

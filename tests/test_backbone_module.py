@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from callbacks.export import ExportModel
 from commands.export import export_run
 from latent_tts.backbones.codi import Codi
+from latent_tts.backbones.colar import Colar
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.backbones.lora import LoRA
 from latent_tts.backbones.training import load_for_training
@@ -111,6 +112,21 @@ def test_training_goes_on_from_an_exported_codi_with_its_projector(model, tmp_pa
     assert again.backbone.projector[1].out_features == 24  # type: ignore[index]
     assert all(torch.equal(value, exported.state_dict()[key]) for key, value in again.backbone.state_dict().items())
     trained(again, tmp_path, 8, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "other"),
+    [
+        (Codi, {"projector": True, "projector_hidden_size": 24, "projector_dropout": 0.25}, [False, 16, 0.0]),
+        (Colar, {"latent_intermediate_size": 24}, [16]),
+    ],
+)
+def test_what_describes_fresh_parts_is_that_of_the_checkpoint_or_refused(kind, own, other, tiny_backbone, tmp_path):
+    tiny_backbone(kind.kind, "llama", **own).save_pretrained(tmp_path)
+    assert own.items() <= load_for_training(kind, tmp_path, config=own).extra_config().items()
+    for field, value in zip(own, other, strict=True):
+        with pytest.raises(UserError, match=f"with modules of {field} {own[field]}, .* {field} {value} is for a plain"):
+            load_for_training(kind, tmp_path, config={field: value})
 
 
 def test_a_seed_decides_the_fresh_projector_and_another_kind_is_refused(model, tiny_backbone, tmp_path):

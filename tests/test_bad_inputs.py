@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.slow
 
 FIT = ["fit", f"--config={CONFIGS / 'tiny-coconut.yaml'}", "--model.backbone=/nowhere/at/all"]
 EVALUATE = ["--model.backbone=/nowhere/at/all"]
+STUDY = CONFIGS.parent / "study" / "controls-tiny-codi.yaml"
 SHIPPED = [f"--model.backbone={CONFIGS.parents[1] / 'checkpoints' / 'tiny-coconut'}"]
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -79,6 +81,7 @@ FILES = {
     "reduction.yaml": "model: {reward_model: x, aggregations: [{name: best_of_n, reduction: median}]}",
     "comment.yaml": "# nothing",
     "binary.yaml": "\x00\x01",
+    "masked.csv": "Question,Numbers,Equation,Answer\nnumber0 and number1 ?,1 2,+ number0 number1,3\n",
     "rows.jsonl": '{"question": "5 + 6?", "answer": "11"}\n',
     "cut.gguf": "GGUF",
     "text.ckpt": "some text\nmore\n",
@@ -171,6 +174,20 @@ CASES = [
     ("report", ["x", "--out", ""], "Option --out has an empty value"),
     ("report", ["x", "--out=text.ckpt"], "text.ckpt is a file, where a folder is meant"),
     ("export", ["x", "--out=text.ckpt"], "text.ckpt is a file, where a folder is meant"),
+    # a file on the way to the folder of the results
+    ("evaluate", [*EVALUATE, "--output=text.ckpt/x/y"], "text.ckpt is a file; name another folder with --output"),
+    ("annotate", [*EVALUATE, "--output=text.ckpt/x/y"], "text.ckpt is a file; name another folder with --output"),
+    ("train", [*FIT, "--output=text.ckpt/x/y"], "text.ckpt is a file; name another folder with --output"),
+    ("sweep", ["--vary=model.seed=0,1", *EVALUATE, "--output=text.ckpt/x"], "text.ckpt is a file; name another folder"),
+    ("report", ["x", "--out=text.ckpt/x/y"], "text.ckpt is a file"),
+    ("export", ["x", "--out=text.ckpt/x/y"], "text.ckpt is a file"),
+    ("extract_adapters", ["x", "--base=y", "--out=text.ckpt/x"], "text.ckpt is a file"),
+    ("trajectories", ["x", "--problem=1", "--out=text.ckpt/x.png"], "text.ckpt is a file; name another folder with --out"),
+    ("study", [f"--study={STUDY}", "--results=text.ckpt/x"], "text.ckpt is a file; name another folder with --results"),
+    ("study", [f"--study={STUDY}", "--results=x", "--kept=text.ckpt"], "is a file; name another folder with --kept"),
+    ("fresh_model", ["--out=text.ckpt"], "text.ckpt is a file; name another folder with --out"),
+    ("gguf", ["--out=text.ckpt", "--file=cut.gguf"], "text.ckpt is a file; name another folder with --out"),
+    ("writer", ["--backbone=/nowhere", "--out=text.ckpt"], "text.ckpt is a file; name another folder with --out"),
     ("fresh_model", ["--out="], "Option --out has an empty value"),
     ("evaluate", ["--config=empty.ckpt"], "--config empty.ckpt holds no option"),
     ("train", [*FIT, "--config=comment.yaml"], "--config comment.yaml holds no option"),
@@ -217,6 +234,7 @@ CASES = [
     ("train", [*FIT, "--data.val=rows.jsonl", "--data.val_seed=3"], "other validation sets are as they are"),
     ("train", [*FIT, "--data.train=rows.jsonl", "--data.fresh_per_epoch=true"], "as they are in every epoch"),
     ("train", [*FIT, "--data.question_column=Body"], "which none of the sources is"),
+    ("train", [*FIT, "--data.train=masked.csv", "--data.question_column=Body"], "the columns of masked problems are known"),
     ("train", [*FIT, "--data.init_args.step_range=[1,2]"], "it is for tables"),
     ("train", [*FIT, "--data.train=rows.jsonl", "--data.train_split=train"], "a file has no splits"),
     ("train", [*FIT, "--data.val=rows.jsonl", "--data.val_split=dev"], "a file has no splits"),
@@ -268,6 +286,8 @@ CASES = [
     ("train", [*LATENT_RM, "--config=monitor.yaml"], "EarlyStopping monitors 'val_loss', which nobody logs; there are:"),
     ("train", [*FIT, "--trainer.logger=WandbLoger"], "did you mean WandbLogger?"),
     ("train", [*FIT, "--trainer.logger=MLFlowLogger"], "MLFlowLogger cannot be made: Requirement 'mlflow"),
+    ("annotate", [*EVALUATE, "--trainer.logger=true"], "--trainer.logger has nothing to log in an annotation"),
+    ("annotate", [*EVALUATE, "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=x"], "has nothing to log"),
     ("evaluate", [*EVALUATE, "--trainer.callbacks=ModelSummary"], "ModelSummary has nothing to do in a prediction"),
     ("evaluate", [*EVALUATE, "--config=monitor.yaml"], "EarlyStopping has nothing to do in a prediction"),
     ("evaluate", [*EVALUATE, "--config=typo.yaml"], "did you mean ModelCheckpoint?"),
@@ -297,6 +317,33 @@ def test_bad_input_is_one_sentence_and_writes_nothing(command, args, part, folde
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1, error
     assert part in error
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "args"),
+    [
+        ("evaluate", [*EVALUATE, "--output=new"]),
+        ("evaluate", EVALUATE),
+        ("annotate", EVALUATE),
+        ("train", FIT),
+        ("sweep", ["--vary=model.seed=0,1", *EVALUATE]),
+        ("report", ["x", "--out=new"]),
+        ("export", ["x", "--out=new"]),
+        ("study", [f"--study={STUDY}"]),
+    ],
+)
+def test_a_file_system_that_takes_nothing_is_one_sentence_before_anything_is_made(
+    command, args, folder, monkeypatch, capsys
+):
+    def refuse(**where):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # root, as which tests may run, writes wherever one can
+    before = tree(folder)
+    assert COMMANDS[command](args) == 2
+    error = capsys.readouterr().err
+    assert f"nothing can be put in {folder} (Read-only file system)" in error and error.count("\n") == 1, error
     assert tree(folder) == before
 
 

@@ -108,10 +108,12 @@ def test_golds_that_were_corrected_are_judged_anew_in_a_folder_with_umlauts(opti
 
 
 @pytest.mark.slow
-def test_rollouts_are_annotated_in_a_folder_with_umlauts(options, capsys):
-    annotate = [*options, "--output=Werte ü", "--model.num_continuations=1"]
+def test_rollouts_are_annotated_in_a_folder_with_umlauts_with_a_profiler_and_no_logger(options, told, capsys):
+    flags = ["--trainer.profiler=simple", "--trainer.logger=false"]
+    annotate = [*options, *flags, "--output=Werte ü", "--model.num_continuations=1"]
     assert main_guard(lambda: AnnotationCLI(annotate).run()) == 0
     assert "2 annotated problems in Werte ü" in capsys.readouterr().out
+    assert "Profiler Report" in " ".join(told)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from commands.guard import main_guard
 from commands.report import main as report
 from latent_tts.aggregation import AGGREGATIONS
 from latent_tts.search import SEARCHES
+from tests.conftest import HUB_COMMIT
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +99,20 @@ def test_an_evaluation_leaves_the_documented_files(finished):
         ".lock", "config.yaml", "metrics.json", "report.html", "report.md", "predictions/rank-00000.jsonl", "run.json",
         *(f"figures/{name}.{kind}" for name in DRAWN for kind in ("png", "svg")),
     }  # fmt: skip
+
+
+def test_the_commit_that_a_hub_set_was_read_at_is_kept_and_stays_in_a_report_made_anew(small, fake_hub, tmp_path):
+    """It is no setting: the same command goes on at a newer commit, which is kept then."""
+    sets = {("owner/name", "test"): [{"question": f"{i} and 1?", "answer": str(i)} for i in range(2)]}
+    options = [*small, "--data={source: owner/name}", f"--output={tmp_path}"]
+    for commit, more in ((HUB_COMMIT, ["--data.num_workers=1"]), ("0" * 40, [])):
+        fake_hub(sets, commit)
+        assert evaluate(*options, *more) == 0
+        run, metrics = (json.loads((tmp_path / name).read_text()) for name in ("run.json", "metrics.json"))
+        assert run["evaluated"]["data"] == {"commit": commit}
+        assert metrics["evaluated"]["data"]["commit"] == commit
+    report([str(tmp_path)])
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
 
 def test_predictions_are_a_data_set_as_they_are(finished, tmp_path):

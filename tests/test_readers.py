@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.rollout_data import RolloutDataModule
 from datamodules.sources.catalogue import find_table
 from datamodules.sources.readers import read_rows
 from datamodules.sources.rows import GoodRows, to_example, to_problem
@@ -256,6 +257,10 @@ def test_any_text_is_read_back_from_every_format(tmp_path_factory, rows):
 
 def test_a_masked_table_is_evaluated_with_its_numbers_filled_in():
     (problem,) = problems(CASES / "masked.csv")
+    for skip_bad_rows in (False, True):
+        data = RolloutDataModule(str(CASES / "masked.csv"), question_column="Body", skip_bad_rows=skip_bad_rows)
+        with pytest.raises(UserError, match="whose columns are known: question_column would have no effect"):
+            data.setup("predict")
     assert problem.question == "Ann had 3 apples and bought 4 more. How many apples does she have now?"
     assert problem.gold == 7
 

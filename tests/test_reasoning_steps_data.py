@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from callbacks.training_folder import KeepRun
 from datamodules import ReasoningStepsDataModule, RolloutDataModule
 from datamodules.batching import LengthGroupedBatches, LengthSortedBatches
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, problem_id_from_question
+from tests.conftest import HUB_COMMIT
 
 TEMPLATES = [43, 48, 10]
 QUIET: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -206,6 +209,16 @@ def test_gsm8k_trains_without_the_questions_it_validates_on(excerpts):
     assert len(val) == 40
     assert val & with_steps
     assert train == with_steps - val
+
+
+def test_a_training_keeps_the_commits_that_its_hub_sets_were_read_at(fake_hub, tmp_path):
+    fake_hub({("owner/name", "train"): rows(range(8)), ("openai/gsm8k", "test"): rows(range(8, 10))})
+    data = ReasoningStepsDataModule(train="owner/name@v1", val=None, exclude=["gsm8k"])
+    data.setup("fit")
+    trainer: Any = SimpleNamespace(is_global_zero=True, datamodule=data)
+    KeepRun(tmp_path, "", {"started": "then"}).on_train_start(trainer, LightningModule())
+    commits = json.loads((tmp_path / "run.json").read_text())["data_commits"]
+    assert commits == {"owner/name@v1": HUB_COMMIT, "gsm8k": HUB_COMMIT}
 
 
 def test_columns_of_hub_sets_are_read(fake_hub):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -181,14 +182,25 @@ def test_predictions_without_their_settings_are_not_gone_on_with(tmp_path):
 
 def test_a_file_in_place_of_the_output_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    for output in (tmp_path / "file", tmp_path / "file" / "below" / "it"):
+    (tmp_path / "link to no file").symlink_to(tmp_path / "nothing")
+    for output in (tmp_path / "file", tmp_path / "file" / "below" / "it", tmp_path / "link to no file" / "below"):
         with pytest.raises(UserError, match="file is a file; name another folder with --output"):
             check_folder(output, {})
 
 
+def test_a_folder_of_a_name_that_is_too_long_is_named(tmp_path):
+    check_folder(tmp_path / "new" / ("n" * 255), {})
+    with pytest.raises(UserError, match="File name too long; name another folder"):
+        check_folder(tmp_path / "new" / ("n" * 256), {})
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_without_permission_to_write_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)  # the tests may run as root, who may write everywhere
-    with pytest.raises(UserError, match="is not writable"):
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)  # the tests may run as root, who may write everywhere
+    with pytest.raises(UserError, match=rf"new: nothing can be put in {tmp_path} \(Permission denied\); name"):
         check_folder(tmp_path / "new", {})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import AdditiveGaussianNoise
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
+from tests.conftest import HUB_COMMIT
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +74,12 @@ def test_the_store_holds_what_annotate_computes(arguments, backbone_folder, tmp_
         assert list(problem.answers) == alone.rollouts.answers[0]
     index = json.loads((tmp_path / "annotations" / "index.json").read_text())
     assert index["num_problems"] == 13
+
+
+def test_annotations_know_the_commit_that_a_hub_set_was_read_at(arguments, fake_hub, tmp_path):
+    fake_hub({("owner/name", "test"): [{"question": "1 and 1?", "answer": "2"}]})
+    AnnotationCLI([*arguments, "--data.source=owner/name"]).run()
+    assert json.loads((tmp_path / "annotations" / "run.json").read_text())["data"] == {"commit": HUB_COMMIT}
 
 
 @pytest.mark.parametrize("more", [[], ["--model.continue_uniform=false"]], ids=["all", "mixed"])
@@ -222,11 +230,13 @@ def test_a_folder_of_other_settings_is_refused_and_stays_as_it_is(option, messag
         ("--model.last=first", "model.last"),
         ("--model.backbone=nowhere", "no folder 'nowhere'"),
         ("--shard_size=0", "shard_size is 0"),
+        ("--model.sampler=Deterministic", "Every rollout and every continuation of Deterministic() is the greedy one"),
+        ("--model.sampler.sigma=0", "of AdditiveGaussianNoise(sigma=0.0) is the greedy one"),
         ("--data.source=gsm-symbolic --data.split=dev", "gsm-symbolic has no split 'dev'"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(option, message, arguments):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         AnnotationCLI([*arguments, *option.split()]).run()
 
 

@@ -61,7 +61,9 @@ def test_every_problem_is_on_one_rank_and_no_rank_is_idle(num_problems, batch_si
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("num_shards", [1, 2])
-def test_a_hub_set_gives_every_problem_once_with_any_shards_and_workers(num_shards, num_workers, tmp_path, monkeypatch):
+def test_a_hub_set_gives_every_problem_once_with_any_shards_and_workers(
+    num_shards, num_workers, tmp_path, monkeypatch, unknown_commit
+):
     """`datasets` shares the shards of a stream out over the workers by itself: half of these problems were lost."""
     import datasets
 
@@ -80,6 +82,7 @@ def test_a_hub_set_gives_every_problem_once_with_any_shards_and_workers(num_shar
     data = RolloutDataModule("owner/name", num_workers=num_workers, batch_size=8)
     data.setup("predict")
     problems = [problem for batch in data.predict_dataloader() for problem in batch]
+    assert data.commit is None
     assert sorted(problem.gold for problem in problems) == [i + 4.0 for i in range(100)]
 
 
@@ -202,7 +205,7 @@ def test_every_whole_set_is_streamed(whole_sets):
         assert len({p.problem_id for batch in batches for p in batch}) == data.num_problems == number
 
 
-def test_a_hub_set_is_opened_but_not_read_through(monkeypatch):
+def test_a_hub_set_is_opened_but_not_read_through(monkeypatch, unknown_commit):
     import datasets
 
     taken = []

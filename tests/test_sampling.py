@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 import latent_tts.sampling
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import (
     SAMPLERS,
@@ -96,6 +97,20 @@ def test_thoughts_are_drawn_from_the_density_they_are_weighed_by(colar, sampler)
 def test_thoughts_without_a_density_are_refused(colar, sampler):
     with pytest.raises(UserError, match="gives latent thoughts no density"):
         sampler.log_prob(colar, torch.zeros(1, 32), torch.zeros(1, 32))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("amount", [None, 0.0])
+def test_a_sampler_is_called_greedy_where_its_rollouts_are(name, amount, colar):
+    """Each as it is, and with none of its noise where it can be had without."""
+    option = {"AdditiveGaussianNoise": "sigma", "RelativeGaussianNoise": "ratio", "NativeGaussian": "temperature"}
+    option |= {"SingularValuePerturbation": "sigma"}
+    without = amount is not None and name in option
+    sampler = SAMPLERS[name](**({option[name]: amount} if without else {}))
+    latents = RolloutEngine(colar, sampler, 1).rollout(["5 + 6?"], num_rollouts=3).latents
+    assert sampler.is_greedy == torch.allclose(latents, latents[:, :1].expand_as(latents), atol=1e-4)
+    assert sampler.is_greedy == (without or name == "Deterministic")
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_multiarith_by_name_is_all_of_its_problems(fake_hub):
     assert len(read_problems("multiarith", split="train")) == 420
 
 
-def test_an_unreachable_hub_is_one_sentence(monkeypatch):
+def test_an_unreachable_hub_is_one_sentence(monkeypatch, unknown_commit):
     def load_dataset(*args, **kwargs):
         raise ConnectionError("Couldn't reach it\nmany\nlines")
 

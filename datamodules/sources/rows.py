@@ -39,7 +39,7 @@ class GoodRows(Iterable[T]):
             self.num_rows += 1
             if first is None and row.error is None:
                 first = row
-                if not self.skip_bad_rows:
+                if not self.skip_bad_rows or is_masked(row.columns):
                     self.table.check_columns(row)
             try:
                 converted = self._convert(row)

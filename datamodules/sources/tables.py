@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from datamodules.sources.files import require_file
 from datamodules.sources.masked import is_masked
 from datamodules.sources.readers import Row, read_rows
 from latent_tts.errors import UserError
+
+_SECONDS = 30.0  # that the hub has to say which commit is the newest
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,20 @@ class Table:
     known_sizes: tuple[int, ...] = ()
     revision: str | None = None
     """Commit, tag or branch of a set on the hub; None takes its newest."""
+    named: tuple[str, ...] = ()
+    """Options that name columns for this table alone, and may not be idle."""
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The commit that a set on the hub is read at, in hex, found once; None for files, and where the hub does not say."""
+        if self.hub_id is None:
+            return None
+        from huggingface_hub import HfApi
+
+        try:
+            return HfApi().dataset_info(self.hub_id, revision=self.revision, timeout=_SECONDS).sha
+        except Exception:  # anything from OSError to errors of HTTP clients; what it means is said where rows are read
+            return None
 
     def rows(self) -> Iterator[Row]:
         """Streams the rows; UserError where the table can't be read at all."""
@@ -46,7 +63,8 @@ class Table:
         import datasets
 
         try:
-            pinned = {} if self.revision is None else {"revision": self.revision}
+            revision = self.commit or self.revision
+            pinned = {} if revision is None else {"revision": revision}
             stream = datasets.load_dataset(self.hub_id, self.hub_config, split=split, streaming=True, **pinned)
             # In a data loader's worker, plain iteration gives that worker's share of the shards; here each reads all.
             for number, batch in enumerate(stream.iter(batch_size=1), 1):
@@ -60,8 +78,13 @@ class Table:
             ) from error
 
     def check_columns(self, row: Row) -> None:
-        """UserError where a row, and so presumably the table, lacks a column."""
+        """UserError where a row, and so presumably the table, lacks a column, or has others than can be named."""
         if is_masked(row.columns):
+            if self.named:
+                raise UserError(
+                    f"{self.name!r} is a table of masked problems, whose columns are known: {self.named[0]} would have no "
+                    "effect, so leave it out"
+                )
             return
         required = [("question_column", name) for name in self.columns.question]
         required.append(("answer_column", self.columns.answer))

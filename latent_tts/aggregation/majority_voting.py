@@ -28,9 +28,8 @@ import numpy as np
 
 from latent_tts.aggregation.base import Aggregate, Aggregation, ScoredAnswers
 
-_NEGLIGIBLE = (
-    1e-24  # a chance of a count that cannot be seen in the sums, which are of the order of 1 / sqrt(N) or more
-)
+# A chance of a count that cannot be seen in the sums, which are of the order of 1 / sqrt(N) or more
+_NEGLIGIBLE = 1e-24
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,14 @@ def load_for_training(
 
     Raises:
         UserError: There is no such model, its weights are incomplete, damaged or at odds with its config, it is a checkpoint of
-            another kind, or its family would not be trained exactly (docs/models.md).
+            another kind, or one whose own modules have other fields than `config` says, or its family would not be trained
+            exactly (docs/models.md).
     """
     folder = resolve_folder(name_or_folder)
     found = published_kind(folder)
     if cls.kind in (found, read_metadata(folder).get("kind")):
         backbone = load_backbone(folder, num_latents=num_latents)
+        _check_own_parts(backbone, config or {}, folder)
         backbone.prompt_form = prompt_form or backbone.prompt_form
         check_training(backbone.model)
         return cast(Kind, backbone.train())
@@ -65,3 +67,14 @@ def load_for_training(
         fresh = cls.from_causal_lm(model, load_tokenizer(folder), num_latents, prompt_form=prompt_form)
     check_training(fresh.model)
     return cast(Kind, fresh.train())
+
+
+def _check_own_parts(backbone: LatentBackbone, config: Mapping[str, Any], folder: Path) -> None:
+    """UserError where a field of fresh modules has another value than the checkpoint's own modules were made with."""
+    own = backbone.extra_config()
+    for field, value in config.items():
+        if field in own and own[field] != value:
+            raise UserError(
+                f"{folder} is a {backbone.kind} checkpoint with modules of {field} {own[field]}, from which training goes on: "
+                f"{field} {value} is for a plain causal LM, so leave it out."
+            )

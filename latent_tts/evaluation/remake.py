@@ -108,8 +108,9 @@ class ReadRun:
         data = {key.removeprefix("data."): value for key, value in self.settings.items() if key.startswith("data.")}
         drawn = self.settings["model.num_rollouts"]
         fewer = {"rollouts_drawn": drawn} if metrics.num_rollouts != drawn else {}
-        changed = {"answer_rule": self.answer_rule, "data": data | {"fingerprint": problems}}
         evaluated: dict[str, Any] = self.described["evaluated"]
+        commit = evaluated.get("data") or {}  # of a hub set; its options are among the settings
+        changed = {"answer_rule": self.answer_rule, "data": data | commit | {"fingerprint": problems}}
         return evaluated | changed | fewer
 
 

@@ -9,7 +9,6 @@ OUTPUT/metrics.json, report.md, tensorboard/    functions of the records, rewrit
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import prediction_files
 from latent_tts.evaluation.settings import Settings, differences
+from latent_tts.files.folders import why_unwritable
 from latent_tts.files.whole import write_whole
 
 RUN_FILE, CONFIG_FILE, METRICS_FILE = "run.json", "config.yaml", "metrics.json"
@@ -34,7 +34,7 @@ def check_folder(folder: Path, settings: Settings, output: Path | None = None) -
         UserError: The folder cannot be written to, or holds results of other settings (named with both values).
     """
     output = output or folder
-    _check_writable(folder)
+    require_writable(folder)
     run = read_run(folder)
     if run is None:
         if any(prediction_files(folder)):
@@ -58,15 +58,18 @@ def _or_read(output: Path, stored: Settings, current: Settings) -> str:
     return f"; what {asked} of its rollouts reach is read by `python evaluate.py report {output} --ks {asked}`"
 
 
-def _check_writable(output: Path) -> None:
-    folder = output.absolute()
-    while not folder.exists():
-        if folder == folder.parent:
-            break
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        what = "is not writable" if folder.is_dir() else "is a file"
-        raise UserError(f"Cannot write the results to {output}: {folder} {what}; name another folder with --output.")
+def require_writable(folder: Path, option: str = "--output") -> None:
+    """Makes sure that files can be put in a folder, which may be missing.
+
+    Args:
+        folder: As its user knows it.
+        option: What to name another one with.
+
+    Raises:
+        UserError: There is a file in its place or on the way to it, or the system lets nothing be written there.
+    """
+    if (reason := why_unwritable(folder)) is not None:
+        raise UserError(f"Cannot write to {folder}: {reason}; name another folder with {option}.")
 
 
 def read_run(output: Path) -> dict[str, Any] | None:

@@ -27,6 +27,10 @@ class AdditiveGaussianNoise(Sampler):
         self.sigma = sigma
 
     @property
+    def is_greedy(self) -> bool:
+        return self.sigma == 0
+
+    @property
     def label(self) -> str:
         return f"additive Gaussian noise, sigma {self.sigma:g}"
 

@@ -57,6 +57,11 @@ class Sampler:
         return False
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether nothing is drawn, so that every rollout of a problem is the greedy one."""
+        return False
+
+    @property
     def label(self) -> str:
         """What reports call it, with its parameters."""
         return ", ".join([type(self).__name__, *(f"{name} {value}" for name, value in vars(self).items())])

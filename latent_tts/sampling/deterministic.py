@@ -11,5 +11,9 @@ class Deterministic(Sampler):
         return False
 
     @property
+    def is_greedy(self) -> bool:
+        return True
+
+    @property
     def label(self) -> str:
         return "greedy"

@@ -29,6 +29,10 @@ class NativeGaussian(Sampler):
         self.temperature = temperature
 
     @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
     def label(self) -> str:
         return f"the model's own Gaussian, temperature {self.temperature:g}"
 

@@ -28,6 +28,10 @@ class RelativeGaussianNoise(Sampler):
         self.ratio = ratio
 
     @property
+    def is_greedy(self) -> bool:
+        return self.ratio == 0
+
+    @property
     def label(self) -> str:
         return f"Gaussian noise of {self.ratio:g} times the latents' root mean square"
 

@@ -47,6 +47,10 @@ class SingularValuePerturbation(RandomPasses):
         super().__init__(scope)
 
     @property
+    def is_greedy(self) -> bool:
+        return self.sigma == 0
+
+    @property
     def label(self) -> str:
         return f"singular-value perturbation, sigma {self.sigma:g} ({self.scope})"
 
