@@ -30,13 +30,13 @@ def inspect_run(run: Path, problem: str | None = None, show: str | None = None) 
     """
     from rich.console import Console
 
-    from latent_tts.evaluation.problem_outcomes import ProblemOutcome, counted_by
+    from latent_tts.evaluation.problem_outcomes import ProblemOutcome
     from latent_tts.evaluation.problem_search import find_problem
     from latent_tts.evaluation.remake import ReadRun
     from latent_tts.evaluation.report.problem_console import print_list, print_problem
 
     read = ReadRun(run)
-    strategies, rule = counted_by(read.empty_metrics()), read.answer_rule
+    strategies, rule = read.strategies, read.answer_rule
     if next(read.records(), None) is None:
         raise UserError(f"{run} holds no record yet: let the evaluation run first.")
     console = Console(highlight=False)

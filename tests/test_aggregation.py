@@ -21,7 +21,7 @@ from latent_tts.aggregation import (
     k_grid,
     reduce_step_scores,
 )
-from latent_tts.aggregation.majority_voting import win_probability
+from latent_tts.aggregation.majority_voting import win_probabilities
 from latent_tts.aggregation.subsets import MAX_LISTED
 from latent_tts.errors import UserError
 
@@ -84,7 +84,9 @@ def test_majority_voting_of_64_rollouts_is_exact_in_whole_numbers():
                 ways = drawn
             shares = (Fraction(number, ties + 1) for (ties, d), number in ways.items() if d == k - j)
             won += math.comb(size, j) * sum(shares)
-        assert win_probability(size, others, blanks, k) == pytest.approx(float(won / math.comb(64, k)), abs=1e-12)
+        assert win_probabilities(size, others, blanks, [k])[0] == pytest.approx(
+            float(won / math.comb(64, k)), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,7 +114,7 @@ def test_majority_voting_of_many_rollouts_agrees_with_simulation(sizes, blanks):
         draws = rng.multivariate_hypergeometric([*sizes, blanks], k, size=5_000, method="marginals")[:, :-1]
         top = draws == draws.max(1, keepdims=True)
         simulated = (top[:, 0] / top.sum(1)).mean()
-        assert win_probability(sizes[0], list(sizes[1:]), blanks, k) == pytest.approx(simulated, abs=0.03)
+        assert win_probabilities(sizes[0], list(sizes[1:]), blanks, [k])[0] == pytest.approx(simulated, abs=0.03)
 
 
 @pytest.mark.slow
@@ -120,7 +122,7 @@ def test_majority_voting_chances_of_1024_rollouts_sum_to_one():
     sizes = [300, 300, 150, 100, 60] + [2] * 40 + [1] * 34
     for k in (2, 33, 512, 1023, 1024):
         others = {size: sorted(sizes[: sizes.index(size)] + sizes[sizes.index(size) + 1 :]) for size in set(sizes)}
-        chances = {size: win_probability(size, others[size], 0, k) for size in others}
+        chances = {size: win_probabilities(size, others[size], 0, [k])[0] for size in others}
         assert sum(chances[size] for size in sizes) == pytest.approx(1, abs=1e-9)
 
 
@@ -312,6 +314,8 @@ def test_step_scores_reduce_as_a_loop_does_and_masked_steps_do_not_count():
     for reduction, function in by_hand.items():
         expected = [[function(scores[b, n, : lengths[b, n]].tolist()) for n in range(5)] for b in range(2)]  # type: ignore[operator]
         assert reduce_step_scores(scores, mask, reduction).tolist() == [pytest.approx(row) for row in expected]  # type: ignore[arg-type]
+        nothing = reduce_step_scores(torch.zeros(2, 0), None, reduction)  # type: ignore[arg-type]
+        assert nothing.tolist() == [-math.inf, -math.inf]
 
 
 def test_bad_scores_are_refused_in_a_sentence():

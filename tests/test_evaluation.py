@@ -9,8 +9,10 @@ from statistics import mean
 
 import pytest
 
+from latent_tts.aggregation import AGGREGATIONS as EVERY
 from latent_tts.aggregation import BestOfN, MajorityVoting, WeightedVoting, k_grid
-from latent_tts.evaluation.problem_values import choose, record_scores
+from latent_tts.errors import UserError
+from latent_tts.evaluation.problem_values import choose, curve_values, record_scores
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.strategies import of_search
 from latent_tts.evaluation.summary import EvaluationMetrics
@@ -105,6 +107,24 @@ def test_scores_of_rollouts_of_different_lengths_are_masked():
     scores, mask = record_scores(replace(record, rollouts=rows))
     assert scores is not None and mask is not None
     assert scores[0].tolist() == [2.0, 0.0, 0.0] and mask[0].tolist() == [True, False, False] and mask[1].all()
+
+
+def test_problems_counted_together_are_each_to_the_bit_what_they_are_alone():
+    """Of several lengths, one without a finite rollout, and one without an answer."""
+    records = [make_record(seed, 6, num_steps=1 + seed % 3) for seed in range(9)]
+    lost = [replace(one, answer=None, correct=False, finite=False, step_scores=()) for one in records[4].rollouts]
+    silent = [replace(one, answer=None, correct=False) for one in records[7].rollouts]
+    records[4:8:3] = [replace(records[4], rollouts=tuple(lost)), replace(records[7], rollouts=tuple(silent))]
+    parts, ks = [made() for made in EVERY.values()], [1, 2, 4, 6]
+    for record, row in zip(records, curve_values(records, parts, ks), strict=True):
+        answers, correct = [one.answer for one in record.rollouts], [one.correct for one in record.rollouts]
+        alone = [part.expected_accuracy(answers, correct, *record_scores(record), ks) for part in parts]
+        assert row == [value for values in alone for value in values]
+
+
+def test_records_without_scores_are_refused_by_what_needs_them():
+    with pytest.raises(UserError, match="best_of_n needs step scores"):
+        summary([make_record(seed, scored=seed > 0) for seed in range(2)], searches=())
 
 
 def test_chosen_answers_are_those_of_the_aggregations():

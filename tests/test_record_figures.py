@@ -108,6 +108,17 @@ def test_records_are_read_once_and_none_makes_an_empty_table(records):
     assert empty.num_problems == 0 and not empty.scored and table_of(empty) is empty
 
 
+def test_problems_of_few_steps_and_of_many_stand_in_one_table():
+    """Each row is what it is in a table of its own, with no pairs at the steps it has not; several portions of records."""
+    records = [make_record(seed, 5, num_steps=3 if seed >= 40 else 1) for seed in range(80)]
+    table = table_of(records)
+    for i, alone in enumerate(table_of([record]) for record in records):
+        steps = alone.pairs.shape[1]
+        assert table.pairs[i, :steps].tolist() == alone.pairs[0].tolist() and not table.pairs[i, steps:].any()
+        assert table.score[table.problem == i].tolist() == alone.score.tolist()
+        assert table.vote_share[i] == alone.vote_share[0]
+
+
 def test_pairs_are_those_of_a_loop_over_all_pairs(records, table):
     won, pairs = np.zeros(3), np.zeros(3)
     for record in records:

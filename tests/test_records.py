@@ -31,9 +31,12 @@ RECORD = make_record(3, searches=(SEARCH,), written=True)
 @pytest.mark.parametrize("scored", [True, False])
 @pytest.mark.parametrize("written", [True, False])
 def test_a_record_survives_the_way_through_json(scored, written):
+    """To the byte, whatever is left out of it."""
     record = make_record(1, scored=scored, written=written, searches=(SEARCH,) * scored)
+    record = replace(record, latents_of="problem-0" if scored else None)
     line = json.dumps(record.to_json(), allow_nan=False)
     assert Record.from_json(json.loads(line)) == record
+    assert json.dumps(Record.from_json(json.loads(line)).to_json()) == line
     assert ("written" in json.loads(line)) == written
 
 

@@ -15,6 +15,7 @@ from latent_tts.aggregation import AGGREGATIONS, BestOfN, MajorityVoting
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_path
 from latent_tts.evaluation.problem_values import choose
+from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.remake import remake_metrics
 from latent_tts.evaluation.run_folder import write_run
 from latent_tts.evaluation.strategies import Part, of_search, part_of
@@ -103,8 +104,13 @@ def test_what_is_no_run_is_refused(tmp_path, run):
         remake_metrics(run)
 
 
-def test_the_command_writes_the_runs_own_report_and_no_other_over_it(run, tmp_path, capsys):
+def test_the_command_writes_the_runs_own_report_and_no_other_over_it(run, tmp_path, capsys, monkeypatch):
+    """Every record is read once for all that is made of them."""
+    read: list[str] = []
+    from_json = Record.from_json
+    monkeypatch.setattr(Record, "from_json", lambda line: read.append(line["problem_id"]) or from_json(line))
     assert main_guard(lambda: report([str(run)])) == 0
+    assert sorted(read) == sorted(record.problem_id for record in RECORDS)
     own = (run / "metrics.json").read_text()
     assert json.loads(own) == remake_metrics(run) and (run / "report.md").exists()
     assert "best-of-N @ 4" in capsys.readouterr().out

@@ -137,6 +137,10 @@ class Aggregation(Named, ABC):
             raise UserError(f"there are {len(answers)} answers but {len(correct)} correctness marks: give one each")
         return self.expectation(self._seen(answers, scores, mask), correct, ks, rng_key)
 
+    def reduced(self, scores: Tensor, mask: Tensor) -> np.ndarray:
+        """What `ScoredAnswers.scores` holds of problems of one shape: step scores (P, N, T) with their mask to (P, N)."""
+        return np.zeros(scores.shape[:-1])
+
     def _seen(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> ScoredAnswers:
         classes, keys = answer_classes(answers)
         return ScoredAnswers(answers, classes, keys, self._reduced(answers, scores, mask))
@@ -156,6 +160,10 @@ class ScoredAggregation(Aggregation):
 
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
+
+    def reduced(self, scores: Tensor, mask: Tensor) -> np.ndarray:
+        """See `Aggregation.reduced`."""
+        return reduce_step_scores(scores, mask, self.reduction).cpu().numpy()
 
     def _reduced(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
         return rollout_scores(self.name, answers, scores, mask, self.reduction)
@@ -206,6 +214,8 @@ def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: St
     if not torch.isfinite(scores).all():
         raise UserError("a step score is not finite: check the reward model for NaN or infinite outputs")
     count = mask.sum(-1)  # (..., N)
+    if not scores.shape[-1]:  # of a problem none of whose rollouts is finite
+        return torch.full_like(scores.sum(-1), -torch.inf)
     if reduction == "min":
         reduced = torch.where(mask, scores, torch.inf).amin(-1)
     elif reduction == "last":

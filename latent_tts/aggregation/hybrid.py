@@ -61,9 +61,10 @@ class Hybrid(ScoredAggregation):
             return [0.0] * len(ks)
         ranked = rollouts.classes[score_order(rollouts.scores)]
         voters, accuracy = ranked[ranked >= 0], []
+        kept = _KeptVoters(voters, credit)
         for k in ks:
             if _fewer_when_kept(len(voters), len(ranked), k, self.keep):
-                accuracy.append(_exact_accuracy(voters, len(ranked), k, self.keep, credit))
+                accuracy.append(_exact_accuracy(kept, len(ranked), k, self.keep))
                 continue
             (places,) = subsets(len(ranked), [k], rng_key)  # (S, k) in the ranking, ascending: best first
             drawn = ranked[places]
@@ -72,27 +73,53 @@ class Hybrid(ScoredAggregation):
         return accuracy
 
 
-def _exact_accuracy(voters: np.ndarray, num_rollouts: int, k: int, keep: float, credit: np.ndarray) -> float:
+class _KeptVoters:
+    """What the vote of every set of q of the voters is worth; of a q that several k ask for, made once.
+
+    Args:
+        voters: (V,) classes of the rollouts that vote, best-scored first.
+        credit: (C + 1,) of each class.
+    """
+
+    def __init__(self, voters: np.ndarray, credit: np.ndarray) -> None:
+        self.voters, self.credit = voters, credit
+        self._worth: dict[int, np.ndarray] = {}
+
+    def worth(self, q: int) -> np.ndarray:
+        """(S,) credit of the winner in each set, in the order of `listed`."""
+        if q not in self._worth:
+            self._worth[q] = self._made(q)
+        return self._worth[q]
+
+    def _made(self, q: int) -> np.ndarray:
+        kept = self.voters[listed(len(self.voters), q)]  # (S, q)
+        winner = np.zeros(len(kept), dtype=np.int64)  # of two voters the better wins, agreed or tied
+        if q > 2:
+            cells = np.arange(len(kept))[:, None] * len(self.credit) + kept
+            votes = np.bincount(cells.ravel(), minlength=len(kept) * len(self.credit))[
+                cells
+            ]  # (S, q) of each one's class
+            winner = votes.argmax(1)  # the best-ranked among the most voted
+        worth: np.ndarray = self.credit[kept[np.arange(len(kept)), winner]]
+        return worth
+
+
+def _exact_accuracy(kept: _KeptVoters, num_rollouts: int, k: int, keep: float) -> float:
     """Mean credit over all k-subsets, by the sets of voters that are kept: far fewer, each counted as often as it comes.
 
     Of a subset with v of the V voters the best q = ceil(keep v) are kept. A set of q voters, whose worst is at place p of the
     ranking, is what is kept of C(V - 1 - p, v - q) C(N - V, k - v) subsets.
 
     Args:
-        voters: (V,) classes of the rollouts that vote, best-scored first.
+        kept: Of the voters.
         num_rollouts: N.
         k: Size of the subsets.
         keep: See `Hybrid`.
-        credit: (C + 1,) of each class.
     """
-    total, times = 0.0, _times_kept(len(voters), num_rollouts, k, keep)
+    num_voters = len(kept.voters)
+    total, times = 0.0, _times_kept(num_voters, num_rollouts, k, keep)
     for q, count in times.items():
-        places = listed(len(voters), q)  # (S, q)
-        kept = voters[places]
-        cells = np.arange(len(kept))[:, None] * len(credit) + kept
-        votes = np.bincount(cells.ravel(), minlength=len(kept) * len(credit))[cells]  # (S, q) of each one's class
-        winner = votes.argmax(1)  # the best-ranked among the most voted
-        total += float((credit[kept[np.arange(len(kept)), winner]] * count[places[:, -1]]).sum())
+        total += float((kept.worth(q) * count[listed(num_voters, q)[:, -1]]).sum())
     return total / math.comb(num_rollouts, k)
 
 

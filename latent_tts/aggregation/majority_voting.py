@@ -58,27 +58,37 @@ class MajorityVoting(Aggregation):
         blanks = int((classes < 0).sum())
         accuracy = np.zeros(len(ks))
         for c in np.flatnonzero(credit):
-            others = np.delete(sizes, c).tolist()
-            accuracy += credit[c] * np.array([win_probability(int(sizes[c]), others, blanks, k) for k in ks])
+            others = sizes[:c].tolist() + sizes[c + 1 :].tolist()
+            accuracy += credit[c] * win_probabilities(int(sizes[c]), others, blanks, ks)
         shares: list[float] = accuracy.clip(0, 1).tolist()
         return shares
 
 
-def win_probability(size: int, others: Sequence[int], blanks: int, k: int) -> float:
+def win_probabilities(size: int, others: Sequence[int], blanks: int, ks: Sequence[int]) -> np.ndarray:
     """Chance that a class of `size` rollouts wins the vote among k drawn without replacement, ties shared equally.
 
     Args:
         size: rollouts of the class, at least 1.
         others: sizes of the other classes.
         blanks: rollouts that never vote.
-        k: rollouts drawn, 1 <= k <= N = size + sum(others) + blanks.
+        ks: rollouts drawn, each 1 <= k <= N = size + sum(others) + blanks.
+
+    Returns:
+        (K,) float64, to be read only.
     """
-    return _win_probability(size, tuple(sorted(Counter(others).items())), blanks, k)
+    return _win_probabilities(size, tuple(sorted(Counter(others).items())), blanks, tuple(ks))
 
 
 @lru_cache(maxsize=8192)  # problems with the same counts of votes are many: easy ones, and those with few rollouts
+def _win_probabilities(size: int, others: tuple[tuple[int, int], ...], blanks: int, ks: tuple[int, ...]) -> np.ndarray:
+    """`win_probabilities` by the sizes of the other classes, ascending, each with the number of classes that have it."""
+    chances = np.array([_win_probability(size, others, blanks, k) for k in ks])
+    chances.setflags(write=False)  # shared by all callers through the cache
+    return chances
+
+
 def _win_probability(size: int, others: tuple[tuple[int, int], ...], blanks: int, k: int) -> float:
-    """`win_probability` by the sizes of the other classes, ascending, each with the number of classes that have it."""
+    """One of them."""
     total = size + sum(other * number for other, number in others) + blanks
     largest = others[-1][0] if others else 0
     if k == total:

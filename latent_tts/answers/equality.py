@@ -1,10 +1,12 @@
 """When two answers are the same."""
 
+from functools import lru_cache
 from typing import Literal
 
 AnswerRule = Literal["tolerance", "strict"]
 
 
+@lru_cache(maxsize=16384)  # the rollouts of a problem give the same few answers, and are asked for more than once
 def answer_key(answer: float) -> float:
     """The value that stands for all answers equal to this one; votes are counted by it.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from latent_tts.evaluation.problem_statistics import AnswerSet
-from latent_tts.evaluation.record_table import row_of
+from latent_tts.evaluation.record_table import rows_of
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.remake import ReadRun
 from latent_tts.evaluation.results import Metrics
@@ -20,7 +20,7 @@ from latent_tts.metrics.intervals import Interval
 
 Values = dict[Strategy, float]
 Rows = dict[str, dict[str, Any]]
-"""Problem id -> `record_table.row_of`."""
+"""Problem id -> `record_table.rows_of`."""
 Answers = dict[str, AnswerSet]
 
 
@@ -48,7 +48,7 @@ class PairedRuns:
 
     def _keep(self, record: Record, values: Values) -> None:
         self._values[record.problem_id] = values | _coverage(record, self._ks)
-        self._rows[record.problem_id] = row_of(record)
+        (self._rows[record.problem_id],) = rows_of([record])
         self._answers[record.problem_id] = AnswerSet.of(record)
 
     def baseline(self) -> ReadBeside:
@@ -68,7 +68,7 @@ class PairedRuns:
         def see(record: Record, values: Values) -> None:
             nonlocal equal, full
             values = values | _coverage(record, ks)
-            rows[record.problem_id] = row_of(record)
+            (rows[record.problem_id],) = rows_of([record])
             answers[record.problem_id] = AnswerSet.of(record)
             if equal is None or full is None:
                 theirs.update(dict.fromkeys(values))

@@ -10,7 +10,7 @@ from latent_tts.answers import AnswerRule, answer_key, answers_equal
 from latent_tts.evaluation.records import AnswerRecord, Record
 from latent_tts.evaluation.results import Metrics, answers, curves, searches
 from latent_tts.evaluation.strategies import GREEDY, WRITTEN, Strategy, of_aggregation
-from latent_tts.evaluation.summary import BASELINE, EvaluationMetrics
+from latent_tts.evaluation.summary import BASELINE
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def chosen_by(metrics: Metrics) -> list[Strategy]:
     return [*answers(metrics), *aggregations, *searches(metrics)]
 
 
-def counted_by(metrics: EvaluationMetrics) -> list[Strategy]:
-    """The same of metrics that need not have counted anything."""
-    finals = [of_aggregation(part, metrics.num_rollouts) for part in metrics.aggregations]
-    return [*metrics.answers, *finals, *metrics.searches]
+def answer_rule(metrics: Metrics) -> AnswerRule:
+    """By which the content of metrics.json was judged."""
+    rule: AnswerRule = (metrics.get("evaluated") or {}).get("answer_rule", "tolerance")
+    return rule

@@ -1,8 +1,8 @@
-"""What every strategy makes of one problem's record: the answer it chooses, how good it is, and what it costs."""
+"""What every strategy makes of a problem's record: the answer it chooses, how good it is, and what it costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain
 
@@ -10,9 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latent_tts.aggregation import Aggregation
+from latent_tts.aggregation import Aggregation, check_ks
+from latent_tts.aggregation.base import ScoredAnswers, answer_classes
+from latent_tts.errors import UserError
 from latent_tts.evaluation.records import Record
-from latent_tts.evaluation.strategies import GREEDY, SINGLE, WRITTEN, Strategy, of_aggregation
+from latent_tts.evaluation.strategies import Strategy, of_aggregation
+
+PORTION = 32
+"""Records that are summed up at a time."""
 
 ROLLOUTS = Strategy("rollouts", kind="coverage")
 """The token steps of k rollouts before anything is done with them."""
@@ -42,45 +47,88 @@ def curves_of(aggregations: Sequence[Aggregation], ks: Sequence[int]) -> list[St
     return [of_aggregation(part, k) for part in aggregations for k in ks]
 
 
-def accuracy_values(
-    record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int], curves: Sequence[Strategy]
-) -> dict[Strategy, float]:
-    """How good every strategy is on one problem: 0 or 1, or its expectation over the k-subsets of the rollouts.
+def curve_values(
+    records: Sequence[Record], aggregations: Sequence[Aggregation], ks: Sequence[int]
+) -> list[list[float]]:
+    """How good every aggregation is on each problem: its expectation over the k-subsets of the rollouts.
 
-    `curves` is what `curves_of` gives, made once for all records.
+    Scores are reduced for several problems at once, each to what it would be alone.
+
+    Returns:
+        P rows with the columns of `curves_of`.
     """
+    return [
+        _expected(record, scores, aggregations, ks)
+        for record, scores in zip(records, reduced_scores(records, aggregations), strict=True)
+    ]
+
+
+def reduced_scores(records: Sequence[Record], aggregations: Sequence[Aggregation]) -> list[list[np.ndarray]]:
+    """Of each record, for each aggregation, one score a rollout, (N,).
+
+    Raises:
+        UserError: An aggregation needs scores, and a record has none.
+    """
+    unscored = any(record.rollouts[0].step_scores is None for record in records)
+    if unscored and (needy := [part.name for part in aggregations if part.needs_scores]):
+        raise UserError(f"{needy[0]} needs step scores: give a reward model, or leave this aggregation out")
+    found: list[list[np.ndarray]] = [[] for _ in records]
+    for rows, scores, mask in alike(records):
+        for part in aggregations:
+            for row, reduced in zip(rows, part.reduced(scores, mask), strict=True):
+                found[row].append(reduced)
+    return found
+
+
+def alike(records: Sequence[Record]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Problems of the same numbers of rollouts and steps: their rows, step scores (P, N, T) and mask; T is 0 without scores.
+
+    Others are not filled up to their shape: a sum may depend, by its last digits, on the number of its terms.
+    """
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    found: list[tuple[Tensor, Tensor]] = []
+    for row, record in enumerate(records):
+        scores, mask = record_scores(record)
+        if scores is None or mask is None:
+            scores = torch.zeros(len(record.rollouts), 0)
+            mask = scores.bool()
+        found.append((scores, mask))
+        shapes.setdefault(tuple(scores.shape), []).append(row)
+    for rows in shapes.values():
+        yield rows, torch.stack([found[row][0] for row in rows]), torch.stack([found[row][1] for row in rows])
+
+
+def _expected(
+    record: Record, scores: Sequence[np.ndarray], aggregations: Sequence[Aggregation], ks: Sequence[int]
+) -> list[float]:
     answers = [rollout.answer for rollout in record.rollouts]
     correct = [rollout.correct for rollout in record.rollouts]
-    scores, mask = record_scores(record)
+    check_ks(ks, len(answers))
+    classes, keys = answer_classes(answers)
     key = int.from_bytes(blake2b(record.problem_id.encode(), digest_size=7).digest(), "little")
-    values = {GREEDY: float(record.greedy.correct), SINGLE: sum(correct) / len(correct)}
-    if record.written is not None:
-        values[WRITTEN] = float(record.written.correct)
-    expected = [part.expected_accuracy(answers, correct, scores, mask, ks, key) for part in aggregations]
-    values.update(zip(curves, chain.from_iterable(expected), strict=True))
-    return values
+    seen = [ScoredAnswers(answers, classes, keys, reduced) for reduced in scores]
+    return [
+        value for part, one in zip(aggregations, seen, strict=True) for value in part.expectation(one, correct, ks, key)
+    ]
 
 
-def token_step_values(
-    record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int], curves: Sequence[Strategy]
-) -> dict[Strategy, float]:
-    """Compute of every strategy on one problem, in positions that went through a model; for k of N rollouts its expectation.
+def token_step_values(record: Record, aggregations: Sequence[Aggregation], ks: Sequence[int]) -> list[float]:
+    """Compute for one problem, in positions that went through a model; for k of N rollouts its expectation.
 
     Strategies that need scores pay for the reward model's positions too.
+
+    Returns:
+        That of k rollouts before anything is done with them, for every k, then that of `curves_of`.
     """
     steps, num_rollouts = record.token_steps, len(record.rollouts)
-    drawn = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in ks]
+    costs = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in ks]
     scored = [_cost_of_subset(steps.reward, steps.reward_shared, k / num_rollouts) for k in ks]
-    values = {GREEDY: float(steps.greedy)} | {ROLLOUTS.at(k): cost for k, cost in zip(ks, drawn, strict=True)}
-    if record.written is not None:
-        values[WRITTEN] = float(record.written.token_steps)
-    answers, costs = [rollout.answer for rollout in record.rollouts], list[float]()
+    answers = [rollout.answer for rollout in record.rollouts]
     for part in aggregations:
         spent = part.rollouts_spent(answers, ks)
         drawn = [_cost_of_subset(steps.rollouts, steps.rollouts_shared, k / num_rollouts) for k in spent]
         costs += [a + b for a, b in zip(drawn, scored, strict=True)] if part.needs_scores else drawn
-    values.update(zip(curves, costs, strict=True))
-    return values
+    return costs
 
 
 def _cost_of_subset(total: int, shared: int, share: float) -> float:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from latent_tts.aggregation import MajorityVoting
 from latent_tts.aggregation.base import answer_classes, class_credits
 from latent_tts.aggregation.weighted_voting import TIE, gathered_weights
+from latent_tts.evaluation.problem_values import PORTION, alike
 from latent_tts.evaluation.records import Record
 from latent_tts.metrics.intervals import Interval
+from latent_tts.metrics.ranking import pairs_won
 from latent_tts.metrics.ratios import ratio_interval
 
 Floats = NDArray[np.float64]
 
 _VOTING = MajorityVoting()
+_AT_ONCE = 2**18  # scores that are ranked at a time, which bounds the memory
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,56 @@ class RecordTable:
 
 def table_of(records: Iterable[Record] | RecordTable) -> RecordTable:
     """The table of records, which are gone through once, one at a time; a table is returned as it is."""
-    return records if isinstance(records, RecordTable) else table_of_rows([row_of(record) for record in records])
+    if isinstance(records, RecordTable):
+        return records
+    rows = TableRows()
+    for record in records:
+        rows.add(record)
+    return rows.table()
+
+
+class TableRows:
+    """A table of records, which are taken in one at a time; memory holds its columns."""
+
+    def __init__(self) -> None:
+        self._parts: list[RecordTable] = []
+        self._next: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Takes one problem in; several are looked at together, which takes less time."""
+        self._next.append(record)
+        if len(self._next) == PORTION:
+            self._look_at_next()
+
+    def table(self) -> RecordTable:
+        """The table of all that were taken in."""
+        if self._next or not self._parts:
+            self._look_at_next()
+        self._parts = [_one_below_the_other(self._parts)]
+        return self._parts[0]
+
+    def _look_at_next(self) -> None:
+        self._parts.append(table_of_rows(rows_of(self._next)))
+        self._next = []
+
+
+def _one_below_the_other(tables: Sequence[RecordTable]) -> RecordTable:
+    """One table of at least one; steps that a part has not count no pairs."""
+    steps = max(table.pairs.shape[-1] for table in tables)
+    first = np.cumsum([0, *(table.num_problems for table in tables)])[:-1].astype(np.int32)
+    columns = {field.name: [getattr(table, field.name) for table in tables] for field in fields(RecordTable)}
+    columns["problem"] = [one + start for one, start in zip(columns["problem"], first, strict=True)]
+    if len(tables) > 1:
+        for name in _BY_STEP:
+            columns[name] = [np.pad(one, ((0, 0), (0, steps - one.shape[1]))) for one in columns[name]]
+    return RecordTable(**{name: np.concatenate(parts) for name, parts in columns.items()})
 
 
 def table_of_rows(rows: Sequence[dict[str, Any]]) -> RecordTable:
-    """The table of what `row_of` has made of records; rows may be in several tables."""
+    """The table of what `rows_of` has made of records; rows may be in several tables."""
     steps = max((len(row["pairs"]) for row in rows), default=0)
-    by_step = ("pairs_won", "pairs")
-    rows = [row | {name: np.pad(row[name], (0, steps - len(row[name]))) for name in by_step} for row in rows]
+    if any(len(row["pairs"]) < steps for row in rows):
+        rows = [row | {name: np.pad(row[name], (0, steps - len(row[name]))) for name in _BY_STEP} for row in rows]
     per_problem = ("num_rollouts", "num_right", "num_invalid", "num_alike")
     flat = {"score": np.float32, "correct": np.bool_}
     columns: dict[str, Any] = {name: np.array([row[name] for row in rows], dtype=np.int64) for name in per_problem}
@@ -83,6 +130,7 @@ def table_of_rows(rows: Sequence[dict[str, Any]]) -> RecordTable:
     return RecordTable(**columns)
 
 
+_BY_STEP = ("pairs_won", "pairs")
 _NO_ROW = ["greedy_right", "diversity", "vote_share", "vote_right", "best_score", "best_right"]
 _NO_ROW += ["weighted_share", "weighted_right", "pairs_won", "pairs"]
 
@@ -91,8 +139,17 @@ def _joined(parts: list[Any], dtype: Any) -> Any:
     return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype, copy=False)
 
 
-def row_of(record: Record) -> dict[str, Any]:
-    """What the table holds of one problem."""
+def rows_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the table holds of each problem."""
+    rows = [_row(record) for record in records]
+    for places, scores, mask in alike(records):
+        correct = torch.tensor([[one.correct for one in records[place].rollouts] for place in places])
+        for place, won, pairs in zip(places, *(part.numpy() for part in pairs_won(scores, correct, mask)), strict=True):
+            rows[place] |= {"pairs_won": won, "pairs": pairs}
+    return rows
+
+
+def _row(record: Record) -> dict[str, Any]:
     rollouts = record.rollouts
     answers, correct = [rollout.answer for rollout in rollouts], [rollout.correct for rollout in rollouts]
     steps = [value for value in record.diversity if value is not None]
@@ -116,25 +173,19 @@ def row_of(record: Record) -> dict[str, Any]:
 
 
 def _of_scores(record: Record, answers: list[float | None], correct: list[bool]) -> dict[str, Any]:
-    """The columns that need step scores."""
+    """The columns that need the last step scores."""
     steps = [one.step_scores or () for one in record.rollouts]
-    mask = np.arange(max(map(len, steps))) < np.array([[len(row)] for row in steps])  # (N, T)
     last = np.array([row[-1] for row in steps if row], dtype=np.float32)
     of_scored = np.array(correct)[[bool(row) for row in steps]]
     if not len(last):
         nothing = dict.fromkeys(("best_score", "best_right", "weighted_share", "weighted_right"), np.nan)
-        return nothing | {"pairs_won": np.zeros(0), "pairs": np.zeros(0), "score": last, "correct": of_scored}
-    scores = np.zeros(mask.shape)
-    scores[mask] = [value for row in steps for value in row]
-    won, pairs = pairs_won(scores, np.array(correct), mask)
+        return nothing | {"score": last, "correct": of_scored}
     share, right = _weighted(answers, correct, [row[-1] if row else -np.inf for row in steps])
     return {
         "best_score": last.max(),
         "best_right": of_scored[last.argmax()],
         "weighted_share": share,
         "weighted_right": right,
-        "pairs_won": won,
-        "pairs": pairs,
         "score": last,
         "correct": of_scored,
     }
@@ -151,26 +202,6 @@ def _weighted(answers: list[float | None], correct: list[bool], last: list[float
     return float(gathered.max() / gathered.sum()), float(credits[winners].mean())
 
 
-def pairs_won(scores: Floats, correct: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Pairs of a right and a wrong rollout that the right one wins at each step (a tie is half), and all such pairs.
-
-    Args:
-        scores: (N, T).
-        correct: (N,).
-        mask: (N, T) whether a rollout has the step.
-
-    Returns:
-        (T,) and (T,).
-    """
-    won, pairs = np.zeros(scores.shape[1]), np.zeros(scores.shape[1])
-    for t in range(scores.shape[1]):
-        right = scores[mask[:, t] & correct, t]
-        wrong = np.sort(scores[mask[:, t] & ~correct, t])
-        won[t] = (np.searchsorted(wrong, right) + np.searchsorted(wrong, right, side="right")).sum() / 2
-        pairs[t] = len(right) * len(wrong)
-    return won, pairs
-
-
 def ranking(table: RecordTable, step: int | None = None) -> Interval:
     """P(a right rollout of a problem scores above a wrong one), over all pairs of a step, or of all steps; NaN without pairs."""
     chosen = slice(None) if step is None else slice(step, step + 1)
@@ -179,9 +210,13 @@ def ranking(table: RecordTable, step: int | None = None) -> Interval:
 
 def last_ranking(table: RecordTable) -> Interval:
     """The same for the scores of the last latent thoughts, whatever the lengths."""
-    ends = np.cumsum(np.bincount(table.problem, minlength=table.num_problems))
+    counts = np.bincount(table.problem, minlength=table.num_problems)
+    first = np.cumsum(counts) - counts
     won, pairs = np.zeros(table.num_problems), np.zeros(table.num_problems)
-    for i, (first, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
-        scores = table.score[first:end, None].astype(np.float64)
-        (won[i],), (pairs[i],) = pairs_won(scores, table.correct[first:end], np.ones_like(scores, dtype=bool))
+    for count in np.unique(counts[counts > 0]):
+        rows = np.flatnonzero(counts == count)
+        for part in np.array_split(rows, math.ceil(len(rows) * count / _AT_ONCE)):
+            places = first[part, None] + np.arange(count)
+            scores, correct = torch.from_numpy(table.score[places, None]), torch.from_numpy(table.correct[places])
+            won[part], pairs[part] = (found[:, 0].numpy() for found in pairs_won(scores, correct))
     return ratio_interval(won, pairs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, read_run
 from latent_tts.evaluation.settings import Settings
-from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_search
+from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_aggregation, of_search
 from latent_tts.evaluation.summary import EvaluationMetrics
 
 
@@ -70,6 +70,12 @@ class ReadRun:
         except UserError as error:
             raise UserError(f"{self.folder}: {error}") from error
 
+    @property
+    def strategies(self) -> list[Strategy]:
+        """Those that answer a problem, as `problem_outcomes.chosen_by` finds them in the metrics."""
+        metrics, drawn = self.empty_metrics(), self.settings["model.num_rollouts"]
+        return [*metrics.answers, *(of_aggregation(part, drawn) for part in metrics.aggregations), *metrics.searches]
+
     def records(self) -> Iterator[Record]:
         """The records one at a time, judged by the rule."""
         for record in read_records(prediction_files(self.folder)):
@@ -86,17 +92,20 @@ class ReadRun:
         self,
         among: Container[str] | None = None,
         see: Callable[[Record, dict[Strategy, float]], None] | None = None,
+        take: Callable[[Record], object] | None = None,
     ) -> dict[str, Any]:
         """The content of metrics.json.
 
         Args:
             among: Ids of the problems to count; None counts all.
             see: Is handed every record that is counted, with how good every strategy is on it.
+            take: Is handed every record of the run as iteration gives it, which saves reading them twice.
 
         Raises:
             UserError: There is no record.
         """
-        counted = (record for record in self.records() if among is None or record.problem_id in among)
+        records = self.records() if take is None else _taken(self, take)
+        counted = (record for record in records if among is None or record.problem_id in among)
         metrics = self.empty_metrics().count_all(counted, see)
         if not metrics.num_problems:
             raise UserError(f"{self.folder} holds no record yet: let the evaluation run first.")
@@ -112,6 +121,12 @@ class ReadRun:
         commit = evaluated.get("data") or {}  # of a hub set; its options are among the settings
         changed = {"answer_rule": self.answer_rule, "data": data | commit | {"fingerprint": problems}}
         return evaluated | changed | fewer
+
+
+def _taken(records: Iterable[Record], take: Callable[[Record], object]) -> Iterator[Record]:
+    for record in records:
+        take(record)
+        yield record
 
 
 def remake_metrics(

@@ -18,8 +18,8 @@ from torch import Tensor
 from torchmetrics import Metric, SumMetric
 
 from latent_tts.aggregation import Aggregation, MajorityVoting, k_grid
-from latent_tts.evaluation.problem_values import ROLLOUTS, accuracy_values, curves_of, token_step_values
-from latent_tts.evaluation.records import Record, rounded
+from latent_tts.evaluation.problem_values import PORTION, ROLLOUTS, curve_values, curves_of, token_step_values
+from latent_tts.evaluation.records import AnswerRecord, Record, rounded
 from latent_tts.evaluation.strategies import (
     COVERAGE,
     GREEDY,
@@ -39,9 +39,6 @@ from latent_tts.metrics.problem_set import ProblemSetFingerprint
 
 BASELINE = MajorityVoting()
 """What other strategies are compared with, problem by problem."""
-
-PORTION = 32
-"""Records that are summed up at a time."""
 
 
 class RunningMetrics:
@@ -79,12 +76,16 @@ class RunningMetrics:
         """Problems this process has counted."""
         return int(self.count.sum_value)
 
-    def update(self, *records: Record) -> list[dict[Strategy, float]]:
-        """Counts problems, which takes less time for several at once; how good every strategy is on each."""
+    def update(self, *records: Record) -> Tensor:
+        """Counts problems, which takes less time for several at once.
+
+        Returns:
+            (P, K) how good every strategy is on each, 0 or 1 or an expectation; the columns are those of `accuracy`.
+        """
         if not records:
-            return []
-        accuracy = [self._accuracy(record) for record in records]
-        self.accuracy.update(_rows(accuracy, self.accuracy.columns))
+            return torch.empty(0, len(self.accuracy.columns), dtype=torch.float64)
+        accuracy = torch.tensor(self._accuracy(records), dtype=torch.float64)
+        self.accuracy.update(accuracy)
         self.coverage.update(torch.tensor([[one.correct for one in record.rollouts] for record in records]))
         self.invalid.update([[one.answer for one in record.rollouts] for record in records])
         self.count.update(len(records))
@@ -96,9 +97,10 @@ class RunningMetrics:
         """Counts any number of records in memory for a few; `see` is handed each with how good every strategy is on it."""
         remaining = iter(records)
         while portion := list(islice(remaining, PORTION)):
-            for record, values in zip(portion, self.update(*portion), strict=True):
-                if see is not None:
-                    see(record, values)
+            accuracy = self.update(*portion)
+            if see is not None:
+                for record, values in zip(portion, accuracy.tolist(), strict=True):
+                    see(record, dict(zip(self.accuracy.columns, values, strict=True)))
         return self
 
     def so_far(self) -> dict[Strategy, Interval]:
@@ -107,9 +109,19 @@ class RunningMetrics:
         shown = {one: found[one] for one in (*self.answers, SINGLE, *self.finals, *self.searches)}
         return shown | {COVERAGE.at(self.num_rollouts): self.coverage.so_far()[self.num_rollouts]}
 
-    def _accuracy(self, record: Record) -> dict[Strategy, float]:
-        found = accuracy_values(record, self.aggregations, self.ks, self.curves)
-        return found | {search: float(record.search[search.key].correct) for search in self.searches}
+    def _accuracy(self, records: Sequence[Record]) -> list[list[float]]:
+        curves = curve_values(records, self.aggregations, self.ks)
+        return [self._accuracy_row(record, values) for record, values in zip(records, curves, strict=True)]
+
+    def _accuracy_row(self, record: Record, curves: Sequence[float]) -> list[float]:
+        single = sum(one.correct for one in record.rollouts) / len(record.rollouts)
+        searched = (float(record.search[search.key].correct) for search in self.searches)
+        return [*(float(one.correct) for one in self._answers(record)), single, *curves, *searched]
+
+    def _answers(self, record: Record) -> list[AnswerRecord]:
+        """Those of `answers`, but for what they cost."""
+        found = [record.greedy, record.written] if WRITTEN in self.answers else [record.greedy]
+        return [one for one in found if one is not None]
 
 
 class EvaluationMetrics(RunningMetrics):
@@ -143,23 +155,25 @@ class EvaluationMetrics(RunningMetrics):
         self.diversity, self.problems = Diversity(num_latents), ProblemSetFingerprint()
         self.nonfinite = SumMetric()
 
-    def update(self, *records: Record) -> list[dict[Strategy, float]]:
+    def update(self, *records: Record) -> Tensor:
         """See `RunningMetrics.update`."""
         accuracy = super().update(*records)
-        if not accuracy:
+        if not records:
             return accuracy
         if self.difference.columns:
-            (baseline,) = _rows(accuracy, [self.baseline]).T
-            self.difference.update(_rows(accuracy, self.difference.columns), baseline)
-        self.token_steps.update(_rows([self._cost(record) for record in records], self.token_steps.columns))
+            place = {one: number for number, one in enumerate(self.accuracy.columns)}
+            compared = [place[one] for one in self.difference.columns]
+            self.difference.update(accuracy[:, compared], accuracy[:, place[self.baseline]])
+        self.token_steps.update(torch.tensor([self._cost(record) for record in records], dtype=torch.float64))
         self.diversity.update(_diversities(records))
         self.problems.update((record.problem_id, record.question, record.gold) for record in records)
         self.nonfinite.update(sum(not one.finite for record in records for one in record.rollouts))
         return accuracy
 
-    def _cost(self, record: Record) -> dict[Strategy, float]:
-        found = token_step_values(record, self.aggregations, self.ks, self.curves)
-        return found | {search: float(record.search[search.key].token_steps) for search in self.searches}
+    def _cost(self, record: Record) -> list[float]:
+        written = [] if record.written is None or WRITTEN not in self.answers else [record.written.token_steps]
+        searched = (record.search[search.key].token_steps for search in self.searches)
+        return [record.token_steps.greedy, *written, *token_step_values(record, self.aggregations, self.ks), *searched]
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The content of metrics.json but for the throughput, summed over ranks; a collective where there are several."""
@@ -214,10 +228,6 @@ def _diversities(records: Sequence[Record]) -> Tensor:
     filled = [[*record.diversity, *[None] * (longest - len(record.diversity))] for record in records]
     rows = [[math.nan if value is None else value for value in row] for row in filled]
     return torch.tensor(rows, dtype=torch.float64)
-
-
-def _rows(values: Sequence[dict[Strategy, float]], columns: Sequence[Strategy]) -> Tensor:
-    return torch.tensor([[row[column] for column in columns] for row in values], dtype=torch.float64)  # (P, K)
 
 
 def _nested(values: Iterable[tuple[Strategy, float]]) -> dict[str, Any]:

@@ -94,11 +94,22 @@ class RecallAt1(Metric):
         return _recall_at_1_compute(self.sums)
 
 
-def _pairwise_ranking_update(scores: Tensor, correct: Tensor, mask: Tensor | None, num_steps: int) -> Tensor:
-    """(2, T): pairs won (a tie is half), and pairs, at each step.
+def pairs_won(
+    scores: Tensor, correct: Tensor, mask: Tensor | None = None, num_steps: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pairs of a right and a wrong rollout of a problem that the right one wins at each step (a tie is half), and all such pairs.
 
     The wrong rollouts of each problem and step are sorted once; a right one's place among them counts its pairs
     (Mann-Whitney), so no N x N table is made.
+
+    Args:
+        scores: (P, N, T).
+        correct: (P, N) bool.
+        mask: (P, N, T) whether a rollout has the step; None for all.
+        num_steps: The largest T that is allowed.
+
+    Returns:
+        (P, T) and (P, T) float64.
     """
     mask, correct = check_scores(scores, mask, num_steps), check_correct(correct, scores)
     scores, mask = scores.detach().double().transpose(1, 2).contiguous(), mask.transpose(1, 2)  # (P, T, N)
@@ -106,9 +117,14 @@ def _pairwise_ranking_update(scores: Tensor, correct: Tensor, mask: Tensor | Non
     ranked = torch.where(wrong, scores, torch.inf).sort(-1).values.contiguous()
     below = torch.searchsorted(ranked, scores)
     not_above = torch.searchsorted(ranked, scores, right=True)
-    won = ((below + not_above) * right).sum((0, 2)) / 2
-    pairs = (right.sum(-1) * wrong.sum(-1)).sum(0)
-    return torch.nn.functional.pad(torch.stack([won.double(), pairs.double()]), (0, num_steps - scores.shape[1]))
+    won = ((below + not_above) * right).sum(-1).double() / 2
+    return won, (right.sum(-1) * wrong.sum(-1)).double()
+
+
+def _pairwise_ranking_update(scores: Tensor, correct: Tensor, mask: Tensor | None, num_steps: int) -> Tensor:
+    """(2, T): what `pairs_won` gives, over all problems."""
+    won, pairs = pairs_won(scores, correct, mask, num_steps)
+    return torch.nn.functional.pad(torch.stack([won.sum(0), pairs.sum(0)]), (0, num_steps - scores.shape[2]))
 
 
 def _pairwise_ranking_compute(won: Tensor, pairs: Tensor) -> dict[str, Tensor]:

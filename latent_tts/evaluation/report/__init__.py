@@ -3,7 +3,7 @@
 from latent_tts.evaluation.report.console import console_tables, print_tables
 from latent_tts.evaluation.report.figure_files import save_figures
 from latent_tts.evaluation.report.figures import figures
-from latent_tts.evaluation.report.files import write_report
+from latent_tts.evaluation.report.files import ReportRecords, write_report
 from latent_tts.evaluation.report.markdown import markdown
 from latent_tts.evaluation.report.tensorboard import write_tensorboard
 from latent_tts.evaluation.results import DASH, Cell, StrategyResult, curves, results
@@ -12,6 +12,7 @@ from latent_tts.evaluation.wording import facts
 __all__ = [
     "DASH",
     "Cell",
+    "ReportRecords",
     "StrategyResult",
     "console_tables",
     "curves",

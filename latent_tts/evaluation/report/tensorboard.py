@@ -50,7 +50,7 @@ def write_tensorboard(
     metrics: Metrics,
     pictures: Mapping[str, Path],
     folder: Path,
-    records: Iterable[Record] | None = None,
+    records: Iterable[Record] | ShownRecords | None = None,
     diagnoses: Iterable[Diagnosis] = (),
 ) -> None:
     """Writes the event file of a run's results anew.
@@ -59,7 +59,7 @@ def write_tensorboard(
         metrics: The content of metrics.json.
         pictures: PNG files of figures, by name.
         folder: Where it goes. Earlier results in it are replaced; what was logged while the run went on stays.
-        records: What the metrics were made from, which can be gone through more than once; None leaves out texts and histograms.
+        records: What the metrics were made from, gone through once, or what is shown of it; None leaves out texts and histograms.
         diagnoses: What the run shows of known failures of the method.
     """
     from torch.utils.tensorboard import SummaryWriter
@@ -76,7 +76,7 @@ def write_tensorboard(
         for name, path in pictures.items():
             add_png(writer, f"figures/{name}", path.read_bytes())
         if records is not None:
-            _add_records(writer, records)
+            _add_records(writer, shown_of(records))
         for one in diagnoses:
             writer.add_text(f"diagnoses/{one.name.replace(' ', '_')}", f"{one.sentence}\n\nTo try: {one.advice}")
         add_hyperparameters(writer, hyperparameters(metrics), list(final_metrics(metrics)))
@@ -142,13 +142,31 @@ def _row(cell: Cell) -> tuple[float, float, float]:
     return cell.value, *cell.bounds
 
 
-def _add_records(writer: SummaryWriter, records: Iterable[Record]) -> None:
-    examples, scores = Examples(), ScoreSamples()
+class ShownRecords:
+    """What TensorBoard shows of the records of a run, which are taken in one at a time: a few as text, and their scores."""
+
+    def __init__(self) -> None:
+        self.examples, self.scores = Examples(), ScoreSamples()
+
+    def add(self, record: Record) -> None:
+        """Takes one problem in."""
+        self.examples.add(record)
+        self.scores.add(record)
+
+
+def shown_of(records: Iterable[Record] | ShownRecords) -> ShownRecords:
+    """Of records, which are gone through once; what is shown already is returned as it is."""
+    if isinstance(records, ShownRecords):
+        return records
+    shown = ShownRecords()
     for record in records:
-        examples.add(record)
-        scores.add(record)
-    for number, (kind, text) in enumerate(examples.texts(), start=1):
+        shown.add(record)
+    return shown
+
+
+def _add_records(writer: SummaryWriter, shown: ShownRecords) -> None:
+    for number, (kind, text) in enumerate(shown.examples.texts(), start=1):
         writer.add_text(f"problems/{number}_{kind}", text)
-    for step, found in enumerate((scores.wrong, scores.right)):
+    for step, found in enumerate((shown.scores.wrong, shown.scores.right)):
         if found:
             writer.add_histogram(SCORES, np.asarray(found), step)

@@ -1,6 +1,6 @@
 """report.html: one file that holds tables, figures, and a browser over the problems; nothing else is needed to read it."""
 
 from latent_tts.evaluation.report.html.comparison_page import comparison_html
-from latent_tts.evaluation.report.html.page import html_parts
+from latent_tts.evaluation.report.html.page import PageProblems, html_parts
 
-__all__ = ["comparison_html", "html_parts"]
+__all__ = ["PageProblems", "comparison_html", "html_parts"]

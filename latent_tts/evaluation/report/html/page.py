@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from latent_tts.evaluation.problem_outcomes import ProblemOutcome, chosen_by
+from latent_tts.answers import AnswerRule
+from latent_tts.evaluation.problem_outcomes import ProblemOutcome, answer_rule, chosen_by
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.html import sections
 from latent_tts.evaluation.report.html.document import document
 from latent_tts.evaluation.report.html.markup import Markup, element
 from latent_tts.evaluation.report.html.payload import BYTE_LIMIT, Payload
 from latent_tts.evaluation.results import Metrics
+from latent_tts.evaluation.strategies import Strategy
 from latent_tts.evaluation.wording import Finding, title
 
 
 def html_parts(
     metrics: Metrics,
-    records: Iterable[Record] | None = None,
+    records: Iterable[Record] | PageProblems | None = None,
     figures: Mapping[str, bytes] | None = None,
     diagnoses: Iterable[Finding] = (),
     run: Mapping[str, Any] | None = None,
@@ -27,7 +29,8 @@ def html_parts(
 
     Args:
         metrics: The content of metrics.json.
-        records: What it was made from, chosen from by the aggregations of the metrics; None leaves the browser over problems out.
+        records: What it was made from, chosen from by the aggregations of the metrics, or what the page holds of it; None leaves
+            the browser over problems out.
         figures: Name -> the content of an SVG or PNG file.
         diagnoses: What the run shows of known failures of the method.
         run: The content of run.json.
@@ -41,21 +44,43 @@ def html_parts(
         "Problems": Markup("") if records is None else sections.browser(),
         "How it was made": sections.how_made(metrics, run),
     }
-    payload = [] if records is None else payload_scripts(metrics, records, byte_limit)
+    payload = [] if records is None else problems_of(metrics, records, byte_limit).scripts()
     yield from document(title(metrics), body, payload)
 
 
-def payload_scripts(metrics: Metrics, records: Iterable[Record], byte_limit: int) -> Iterator[Markup]:
-    """The problems, as blocks of data: pages of them, and the index last, as it needs to know the pages."""
-    strategies, rule = chosen_by(metrics), (metrics.get("evaluated") or {}).get("answer_rule", "tolerance")
-    payload = Payload(byte_limit)
+class PageProblems:
+    """What the page holds of the problems of a run, which are taken in one at a time.
+
+    Args:
+        strategies: Those whose choices are shown.
+        rule: When an answer equals the gold one.
+        byte_limit: Of the compressed problems.
+    """
+
+    def __init__(self, strategies: Sequence[Strategy], rule: AnswerRule, byte_limit: int = BYTE_LIMIT) -> None:
+        self._strategies, self._rule = strategies, rule
+        self._payload = Payload(byte_limit)
+
+    def add(self, record: Record) -> None:
+        """Takes one problem in."""
+        self._payload.add(ProblemOutcome(record, self._strategies, self._rule))
+
+    def scripts(self) -> Iterator[Markup]:
+        """Blocks of data: pages of problems, and the index last, as it needs to know the pages."""
+        self._payload.close()
+        for number, page in enumerate(self._payload.pages()):
+            yield _data(f"page-{number}", page)
+        yield _data("index", self._payload.index({"strategies": [one.label() for one in self._strategies]}))
+
+
+def problems_of(metrics: Metrics, records: Iterable[Record] | PageProblems, byte_limit: int) -> PageProblems:
+    """Of records, which are gone through once; what is of the page already is returned as it is."""
+    if isinstance(records, PageProblems):
+        return records
+    problems = PageProblems(chosen_by(metrics), answer_rule(metrics), byte_limit)
     for record in records:
-        payload.add(ProblemOutcome(record, strategies, rule))
-    payload.close()
-    for number, page in enumerate(payload.pages()):
-        yield _data(f"page-{number}", page)
-    described = {"strategies": [one.label() for one in strategies]}
-    yield _data("index", payload.index(described))
+        problems.add(record)
+    return problems
 
 
 def _data(name: str, content: str) -> Markup:

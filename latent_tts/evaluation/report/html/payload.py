@@ -10,19 +10,20 @@ import base64
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import chain, islice
 from typing import Any
 
 from latent_tts.evaluation.problem_outcomes import FILTERS, ProblemOutcome
-from latent_tts.evaluation.records import RolloutRecord, significant
+from latent_tts.evaluation.records import RolloutRecord
 
 BYTE_LIMIT = 12_000_000
 """Compressed bytes of a report's problems; base64 makes a third more of them."""
 
 _PAGE_CHARACTERS = 100_000
-_SCORE_DIGITS = 4
+_SCORE = "%.4g"
 _HASH_BITS = 64
 
 
@@ -149,16 +150,19 @@ def entry(outcome: ProblemOutcome) -> dict[str, Any]:
         "right": "".join(str(int(rollout.correct)) for rollout in rollouts),
         "finite": "".join(str(int(rollout.finite)) for rollout in rollouts),
         "num_latents": [rollout.num_latents for rollout in rollouts],
-        "step_scores": [_scores(rollout) for rollout in rollouts],
+        "step_scores": _scores(rollouts),
         "diversity": record.diversity,
         "token_steps": record.token_steps.to_json(),
     }
 
 
-def _scores(rollout: RolloutRecord) -> list[float] | None:
-    if rollout.step_scores is None:
-        return None
-    return [_short(significant(score, _SCORE_DIGITS)) for score in rollout.step_scores]
+def _scores(rollouts: Sequence[RolloutRecord]) -> list[list[float] | None]:
+    """The step scores of every rollout as they are shown; all numbers in one step, as most of a problem are its scores."""
+    scores = list(chain.from_iterable(rollout.step_scores or () for rollout in rollouts))
+    shown = iter(json.loads(f"[{','.join([_SCORE] * len(scores)) % tuple(scores)}]"))
+    return [
+        None if rollout.step_scores is None else list(islice(shown, len(rollout.step_scores))) for rollout in rollouts
+    ]
 
 
 def _short(value: float | None) -> Any:
