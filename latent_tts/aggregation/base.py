@@ -137,7 +137,7 @@ class Aggregation(Named, ABC):
             raise UserError(f"there are {len(answers)} answers but {len(correct)} correctness marks: give one each")
         return self.expectation(self._seen(answers, scores, mask), correct, ks, rng_key)
 
-    def reduced(self, scores: Tensor, mask: Tensor) -> np.ndarray:
+    def reduce(self, scores: Tensor, mask: Tensor) -> np.ndarray:
         """What `ScoredAnswers.scores` holds of problems of one shape: step scores (P, N, T) with their mask to (P, N)."""
         return np.zeros(scores.shape[:-1])
 
@@ -161,8 +161,8 @@ class ScoredAggregation(Aggregation):
     def __post_init__(self) -> None:
         check_reduction(self.reduction)
 
-    def reduced(self, scores: Tensor, mask: Tensor) -> np.ndarray:
-        """See `Aggregation.reduced`."""
+    def reduce(self, scores: Tensor, mask: Tensor) -> np.ndarray:
+        """See `Aggregation.reduce`."""
         return reduce_step_scores(scores, mask, self.reduction).cpu().numpy()
 
     def _reduced(self, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None) -> np.ndarray:
@@ -228,12 +228,17 @@ def reduce_step_scores(scores: Tensor, mask: Tensor | None = None, reduction: St
     return torch.where(count > 0, reduced, -torch.inf)
 
 
+def without_scores(name: str) -> UserError:
+    """What an aggregation that needs scores says where there are none."""
+    return UserError(f"{name} needs step scores: give a reward model, or leave this aggregation out")
+
+
 def rollout_scores(
     name: str, answers: Sequence[float | None], scores: Tensor | None, mask: Tensor | None, reduction: StepReduction
 ) -> np.ndarray:
     """Check the scores of one problem, (N, T), and reduce them to (N,) float64, to be read only."""
     if scores is None:
-        raise UserError(f"{name} needs step scores: give a reward model, or leave this aggregation out")
+        raise without_scores(name)
     if scores.ndim != 2 or scores.shape[0] != len(answers):
         needed = f"({len(answers)}, steps)"
         raise UserError(f"scores have shape {tuple(scores.shape)}: {len(answers)} rollouts need {needed}")

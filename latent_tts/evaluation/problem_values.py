@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_tts.aggregation import Aggregation, check_ks
-from latent_tts.aggregation.base import ScoredAnswers, answer_classes
-from latent_tts.errors import UserError
+from latent_tts.aggregation.base import ScoredAnswers, answer_classes, without_scores
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.strategies import Strategy, of_aggregation
 
@@ -71,11 +70,11 @@ def reduced_scores(records: Sequence[Record], aggregations: Sequence[Aggregation
     """
     unscored = any(record.rollouts[0].step_scores is None for record in records)
     if unscored and (needy := [part.name for part in aggregations if part.needs_scores]):
-        raise UserError(f"{needy[0]} needs step scores: give a reward model, or leave this aggregation out")
+        raise without_scores(needy[0])
     found: list[list[np.ndarray]] = [[] for _ in records]
     for rows, scores, mask in alike(records):
         for part in aggregations:
-            for row, reduced in zip(rows, part.reduced(scores, mask), strict=True):
+            for row, reduced in zip(rows, part.reduce(scores, mask), strict=True):
                 found[row].append(reduced)
     return found
 
