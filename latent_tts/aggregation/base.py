@@ -277,7 +277,7 @@ def answer_classes(answers: Sequence[float | None]) -> tuple[np.ndarray, list[fl
     return classes, list(keys)
 
 
-@lru_cache(maxsize=8)  # every aggregation asks for those of a problem
+@lru_cache(maxsize=64)  # every aggregation asks for those of a problem, and the figures for those of a portion of them
 def _answer_classes(answers: tuple[float | None, ...]) -> tuple[np.ndarray, tuple[float, ...]]:
     numbers: dict[float, int] = {}
     classes = np.array(

@@ -63,6 +63,9 @@ class Hybrid(ScoredAggregation):
         voters, accuracy = ranked[ranked >= 0], []
         kept = _KeptVoters(voters, credit)
         for k in ks:
+            if k == len(ranked):
+                accuracy.append(kept.worth_of_best(math.ceil(self.keep * len(voters) - 1e-9)))
+                continue
             if _fewer_when_kept(len(voters), len(ranked), k, self.keep):
                 accuracy.append(_exact_accuracy(kept, len(ranked), k, self.keep))
                 continue
@@ -90,6 +93,11 @@ class _KeptVoters:
         if q not in self._worth:
             self._worth[q] = self._made(q)
         return self._worth[q]
+
+    def worth_of_best(self, q: int) -> float:
+        """Credit of the winner among the q best."""
+        best = self.voters[:q]
+        return float(self.credit[best[np.bincount(best)[best].argmax()]])  # the best-ranked among the most voted
 
     def _made(self, q: int) -> np.ndarray:
         kept = self.voters[listed(len(self.voters), q)]  # (S, q)

@@ -45,7 +45,7 @@ def read_records(paths: Iterable[Path], rank: int = 0, world_size: int = 1) -> I
                 if (number - 1) % world_size != rank:
                     continue
                 try:
-                    row = json.loads(line, parse_constant=_refuse_constant)
+                    row = _JSON.decode(line.decode())
                 except (ValueError, RecursionError):
                     if file.read(1):
                         raise _unreadable(path, number, "is damaged") from None
@@ -97,6 +97,9 @@ def _unreadable(path: Path, number: int, why: str) -> UserError:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def cut_torn_line(path: Path) -> None:

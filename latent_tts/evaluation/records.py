@@ -189,10 +189,9 @@ def _parse_row(kind: Any) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if not isinstance(value, dict):
             raise MalformedRecordError(f"{_shown(value)} is no object")
-        if missing := required - value.keys():
-            raise MalformedRecordError(f"{sorted(missing)[0]} is missing")
-        if unknown := value.keys() - parts.keys():
-            raise MalformedRecordError(f"{_shown(sorted(unknown)[0])} is unknown")
+        if not required <= value.keys() <= parts.keys():
+            missing, unknown = sorted(required - value.keys()), sorted(value.keys() - parts.keys())
+            raise MalformedRecordError(f"{missing[0]} is missing" if missing else f"{_shown(unknown[0])} is unknown")
         try:
             values = {key: part(value[key]) if key in value else _LEFT_OUT[key] for key, part in parts.items()}
         except MalformedRecordError:  # rare: gone through again to say where

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from latent_tts.evaluation.records import Record, RolloutRecord
+from array import array
+
+from latent_tts.evaluation.records import Record
 
 
 class ScoreSamples:
@@ -17,18 +19,14 @@ class ScoreSamples:
 
     def __init__(self, most: int = 1_000_000) -> None:
         self.most = most
-        self.wrong: list[float] = []
-        self.right: list[float] = []
+        self.wrong, self.right = array("d"), array("d")
 
     def add(self, record: Record) -> None:
         """Adds the rollouts of a problem."""
         scored = [rollout for rollout in record.rollouts if rollout.step_scores]
         if not scored or len(self.wrong) + len(self.right) >= self.most:
             return
-        mean = sum(map(_score, scored)) / len(scored)
-        for rollout in scored:
-            (self.right if rollout.correct else self.wrong).append(_score(rollout) - mean)
-
-
-def _score(rollout: RolloutRecord) -> float:
-    return sum(rollout.step_scores or ())
+        scores = [sum(rollout.step_scores or ()) for rollout in scored]
+        mean = sum(scores) / len(scores)
+        for rollout, score in zip(scored, scores, strict=True):
+            (self.right if rollout.correct else self.wrong).append(score - mean)
