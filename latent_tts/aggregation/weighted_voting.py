@@ -90,12 +90,15 @@ def _shares_of_credit(gathered: np.ndarray, credit: np.ndarray) -> np.ndarray:
     """What the choice from each subset is worth (S,): the mean credit (C,) of the classes that gathered the most (C, S)."""
     most = gathered.max(0)
     winners = gathered >= most * (1 - TIE)
-    worth = np.zeros(len(most))
-    for c in np.flatnonzero(credit):
+    first, *others = np.flatnonzero(credit)
+    worth: np.ndarray = credit[first] * winners[first]
+    for c in others:
         worth += credit[c] * winners[c]
-    worth[most == 0] = 0.0  # subsets without a voter
-    shares: np.ndarray = worth / winners.view(np.int8).sum(0, dtype=np.int16)
-    return shares
+    if most.min() == 0:
+        worth[most == 0] = 0.0  # subsets without a voter
+    if np.count_nonzero(winners) > len(most):  # somewhere several are tied
+        worth /= winners.view(np.int8).sum(0, dtype=np.int16)
+    return worth
 
 
 def _gathered_in_subsets(
