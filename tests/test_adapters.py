@@ -78,7 +78,7 @@ def test_adapters_and_their_base_are_the_trained_backbone(base, tmp_path, kind, 
     if kind != "cot":
         one, two = rollouts(backbone), rollouts(loaded)
         assert one.texts == two.texts
-        torch.testing.assert_close(two.latents, one.latents, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(two.latents, one.latents, atol=1e-3, rtol=1e-3)
 
 
 # peft has warnings of its own on reading adapters
@@ -250,7 +250,7 @@ def test_training_goes_on_in_the_stored_adapters(base, tmp_path, kind, layout):
     add_lora(again, LoRA(r=4, alpha=2, dropout=0.0, adapters=str(tmp_path / "stored")))
     one, two = rollouts(backbone), rollouts(again.eval())
     assert one.texts == two.texts
-    torch.testing.assert_close(two.latents, one.latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(two.latents, one.latents, atol=1e-3, rtol=1e-3)
     save_adapters(again, str(folder), tmp_path / "again")
     stored, saved = load_backbone(tmp_path / "stored"), load_backbone(tmp_path / "again")
     for key, value in stored.published_state_dict().items():

@@ -66,7 +66,7 @@ def test_temperature_zero_is_greedy(colar, questions):
 
 def test_first_thoughts_are_spread_as_the_head_predicts(colar, questions):
     """The mean of 4,000 first thoughts within 5 standard errors of the predicted one, deviations within 10 %."""
-    state = RolloutEngine(colar).start(questions[:1])
+    state = RolloutEngine(colar).start(questions[1:2])
     with torch.inference_mode():
         mean, std = colar.latent_gaussian(state.hidden[0])  # type: ignore[index]
     thoughts = RolloutEngine(colar, NativeGaussian(temperature=2.0)).expand(state, 4000).latents[:, 0]
