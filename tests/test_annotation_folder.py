@@ -343,6 +343,7 @@ def test_settings_of_any_content_are_read_or_refused(data: st.DataObject) -> Non
     assert found.to_json() == stored or place in ("sampler", "extra")  # options that are not named are the defaults
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_shard_with_any_bytes_changed_is_read_as_written_or_refused(data: st.DataObject, tmp_path: Path) -> None:

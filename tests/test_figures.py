@@ -36,6 +36,7 @@ def test_nothing_is_cut_and_nothing_is_covered(num_rollouts, height, num_aggrega
     assert {name: found for name, figure in drawn.items() if (found := faults(figure))} == {}
 
 
+@pytest.mark.slow
 def test_ticks_of_three_decimals_and_neighbouring_k_have_room():
     narrow = make_metrics_json(17, 0.5, spread=1e-5)
     narrow["confidence_interval"] = {}

@@ -179,6 +179,7 @@ def expected_gradients() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([-0.5, 0.0, 0.0]), -0.5 * logits.grad
 
 
+@pytest.mark.slow
 def test_the_policy_gradient_is_right_on_average_with_an_error_that_falls_as_the_root_of_the_number():
     errors = []
     for count in (100, 1600):
@@ -189,6 +190,7 @@ def test_the_policy_gradient_is_right_on_average_with_an_error_that_falls_as_the
     assert 3.0 < errors[0] / errors[1] < 5.3  # 4 = sqrt(1600 / 100)
 
 
+@pytest.mark.slow
 def test_a_divergence_is_the_mean_log_ratio_with_an_error_that_falls_as_the_root_of_the_number():
     """At D = 768, means 0.1 deviations apart: 0.1^2 / 2 = 0.005 a dimension, 3.84 for the thought; for tokens, enumerated."""
     normal = torch.distributions.Normal

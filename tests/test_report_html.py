@@ -172,6 +172,7 @@ def shown(payload: Payload) -> dict[str, Any]:
     return {row[1]: pages[row[-2]][row[-1]] for row in index["problems"]}
 
 
+@pytest.mark.slow
 def test_beyond_the_bound_a_sample_stays_that_depends_on_ids_alone():
     """All of 300 problems take several pages; within an eighth of their bytes about an eighth of them stays."""
     everything = payload_of(300, 10**9)

@@ -445,6 +445,7 @@ class TableScorer:
         return FakeState(state.prompt_lengths, symbols.float()), torch.tensor(scores).log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 1.0])
 def test_weights_give_the_posterior_of_a_toy_model(threshold, monkeypatch):
     """x_1, x_2 independent over three symbols with chances q; the potential of a pair is v. Posterior: q(x_1) q(x_2) v / Z.

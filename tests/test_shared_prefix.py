@@ -176,6 +176,7 @@ class CacheMachine(RuleBasedStateMachine):
                     assert torch.equal(held, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_buffers", [False, True])
 @pytest.mark.parametrize("width", [6, 16])  # the kernels, where there are any, take widths of whole registers
 def test_a_cache_holds_its_rows_whatever_goes_on_from_it(width, whole_buffers, monkeypatch):

@@ -379,6 +379,7 @@ def test_the_left_out_rate_is_counted():
     assert 0.2 < generator.num_left_out / generator.num_drawn < 0.8
 
 
+@pytest.mark.slow
 def test_bad_templates_are_one_sentence():
     for templates in ([100], [-1], []):
         with pytest.raises(UserError, match="templates must be ids from 0 to 99"):

@@ -131,6 +131,7 @@ def test_no_thought_waits_and_an_answer_waits_once_a_token(layout, kind, sampler
     assert not log.uploads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("search", "most"), [(BeamSearch(2, 3), 9), (ParticleFiltering(4), 5)], ids=lambda one: getattr(one, "name", "")
 )
