@@ -100,7 +100,7 @@ class Asks:
         self.prompt_rooms = lambda: [room]
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_long_question_of_a_hub_set_is_found_as_it_streams(num_workers, tiny_backbone, fake_hub, capfd):
     room = PromptRoom.of("backbone", tiny_backbone(), 8)
     rows = [{"question": question, "answer": 1} for question in (SHORT, LONG, "5 + 6?")]

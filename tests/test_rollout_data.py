@@ -227,7 +227,7 @@ def test_a_hub_set_is_opened_but_not_read_through(monkeypatch, unknown_commit):
     assert taken == [0, *range(4)]  # one window
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_rows_of_a_hub_set_are_checked_as_they_stream_and_what_is_left_out_is_said(num_workers, fake_hub, capfd):
     """Once, by whoever has gone through the stream: the main process, or its first worker."""
     rows = [{"question": f"{i}?", "answer": str(i)} for i in range(30)]
