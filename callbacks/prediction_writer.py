@@ -167,7 +167,7 @@ class PredictionWriter(Callback):
         dates = {
             "started": self._earlier.get("started", self._started),
             "finished": finished,
-            "seconds": round(seconds, 1),
+            "seconds": round(seconds, 3),
         }
         settings: Settings = json.loads(json.dumps(self.settings))
         return self._provenance | dates | {"settings": settings}
