@@ -15,6 +15,7 @@ from latent_tts.evaluation.report.figures.style import (
     draw_bar,
     draw_curve,
     grey,
+    legend_of_figure,
     look,
     new_figure,
     percent_limits,
@@ -212,15 +213,5 @@ def _finished(figure: Figure, panels: Sequence[Axes], note: str) -> Figure:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
-    figure.legend(
-        list(named.values()),
-        list(named),
-        loc="outside right upper",
-        fontsize=SMALL,
-        title=note,
-        title_fontsize=SMALL,
-        alignment="left",
-        frameon=False,
-        handlelength=3.2,
-    )
+    legend_of_figure(figure, list(named.values()), list(named), note)
     return figure

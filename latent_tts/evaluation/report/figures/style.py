@@ -194,8 +194,15 @@ def legend_at_the_right(figure: Figure, axes: Axes, title: str) -> None:
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(handles)), key=lambda i: -_height(handles[i]))
     names = [labels[i] for i in order]
+    legend_of_figure(figure, [handles[i] for i in order], names, title)
+    needed = sum(_LINE * (name.count("\n") + 1) + _GAP for name in names) + 0.5
+    figure.set_figheight(max(figure.get_figheight(), needed))
+
+
+def legend_of_figure(figure: Figure, handles: Sequence[Any], names: Sequence[str], title: str) -> None:
+    """A legend right of all axes, under a title."""
     figure.legend(
-        [handles[i] for i in order],
+        handles,
         names,
         loc="outside right upper",
         fontsize=SMALL,
@@ -205,8 +212,6 @@ def legend_at_the_right(figure: Figure, axes: Axes, title: str) -> None:
         frameon=False,
         handlelength=3.2,
     )
-    needed = sum(_LINE * (name.count("\n") + 1) + _GAP for name in names) + 0.5
-    figure.set_figheight(max(figure.get_figheight(), needed))
 
 
 def legend_beside(axes: Axes, title: str | None = None) -> None:
