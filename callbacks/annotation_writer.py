@@ -16,7 +16,7 @@ from latent_tts import __version__
 from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.annotation.writer import AnnotationWriter, write_index
 from latent_tts.errors import UserError
-from latent_tts.evaluation.provenance import now, provenance
+from latent_tts.evaluation.provenance import now, provenance, seconds_worked
 from latent_tts.evaluation.run_folder import CONFIG_FILE, read_run, write_run
 from latent_tts.files.whole import write_whole
 from lightning_modules.rollout_annotation_module import RolloutAnnotationModule
@@ -108,7 +108,7 @@ class WriteAnnotations(Callback):
     def _describe(self, finished: str | None, num_problems: int) -> None:
         """Writes run.json and config.yaml; `seconds` adds up over the processes that have worked in the folder."""
         assert self._writer is not None
-        seconds = round(self._earlier.get("seconds", 0.0) + time.monotonic() - self._began, 1)
+        seconds = seconds_worked(self._earlier.get("seconds", 0.0), self._began)
         entries = {"finished": finished, "seconds": seconds, "num_problems": num_problems}
         write_run(self.output, self._run | entries | {"settings": self._writer.settings.to_json()})
         if self.config:

@@ -18,7 +18,7 @@ from latent_tts.evaluation.finished_problems import FinishedProblems, Golds
 from latent_tts.evaluation.growth import EarlierRecords, Place, find_place
 from latent_tts.evaluation.latent_files import KeptLatents, LatentFiles
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path
-from latent_tts.evaluation.provenance import now, provenance
+from latent_tts.evaluation.provenance import now, provenance, seconds_worked
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import CONFIG_FILE, read_run, write_run
 from latent_tts.evaluation.settings import Settings
@@ -163,11 +163,10 @@ class PredictionWriter(Callback):
 
     def _run(self, finished: str | None) -> dict[str, Any]:
         """The content of run.json; `seconds` adds up over the processes that have worked in the folder."""
-        seconds = self._earlier.get("seconds", 0.0) + time.monotonic() - self._began
         dates = {
             "started": self._earlier.get("started", self._started),
             "finished": finished,
-            "seconds": round(seconds, 3),
+            "seconds": seconds_worked(self._earlier.get("seconds", 0.0), self._began),
         }
         settings: Settings = json.loads(json.dumps(self.settings))
         return self._provenance | dates | {"settings": settings}

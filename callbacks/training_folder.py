@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
 
-from latent_tts.evaluation.provenance import now
+from latent_tts.evaluation.provenance import now, seconds_worked
 from latent_tts.files.whole import write_whole
 
 
@@ -82,9 +82,9 @@ class KeepRun(Callback):
     def _write(self, entries: dict[str, Any]) -> None:
         file = self.folder / "run.json"
         before = json.loads(file.read_text()) if file.exists() else {}
-        seconds = self.description.get("seconds_before", 0.0) + time.monotonic() - self._began
+        seconds = seconds_worked(self.description.get("seconds_before", 0.0), self._began)
         entries = {key: value for key, value in entries.items() if key != "seconds_before"}
-        entries |= {"started": before.get("started", entries["started"]), "seconds": round(seconds, 1)}
+        entries |= {"started": before.get("started", entries["started"]), "seconds": seconds}
         entries |= {"ended": now()}
         write_whole(file, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
 

@@ -6,6 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,3 +55,13 @@ def git_commit() -> str | None:
 def now() -> str:
     """The date and time, to the second, in ISO 8601 with the time zone."""
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+
+
+def seconds_worked(earlier: float, began: float) -> float:
+    """Seconds that the processes of a run have worked, to the millisecond.
+
+    Args:
+        earlier: Those of the processes before this one.
+        began: When this one began, by `time.monotonic`.
+    """
+    return round(earlier + time.monotonic() - began, 3)
