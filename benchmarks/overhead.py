@@ -2,6 +2,7 @@
 
     python -m benchmarks.overhead                                        # the tiny COCONUT, N = 16, 64, 256, all aggregations
     python -m benchmarks.overhead --backbone FOLDER --reward-model FOLDER --num-rollouts 16 --problems 32
+    python -m benchmarks.overhead --num-rollouts 16 --rollouts-per-part 16   # one problem at a time, in parts of one size
 
 Processor seconds of one thread, milliseconds a problem. `between` stands between two batches of a device: records are made and
 chosen from, written, and counted for what is shown. `end` is the summing up of all records, read back from disk, when every batch
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--num-rollouts", type=int, nargs="+", default=[16, 64, 256], help="N (default: 16 64 256)")
     parser.add_argument("--problems", type=int, default=64, help="problems (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=8, help="problems in a batch (default: %(default)s)")
+    parser.add_argument("--rollouts-per-part", type=int, help="size of parts (default: batches of any shape)")
     parser.add_argument("--sigma", type=float, default=2.0, help="noise on latents (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -102,7 +104,7 @@ def main() -> None:
     for num_rollouts in options.num_rollouts:
         module = ParallelTTSModule(
             options.backbone, AdditiveGaussianNoise(options.sigma), num_rollouts,
-            reward_model=options.reward_model, aggregations=list(AGGREGATIONS),
+            reward_model=options.reward_model, aggregations=list(AGGREGATIONS), rollouts_per_part=options.rollouts_per_part,
         ).to(options.device)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             # tables of subsets and binomials, and the kernels, are made once

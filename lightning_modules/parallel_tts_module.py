@@ -69,6 +69,9 @@ class ParallelTTSModule(LightningModule):
         latent_control: Whether answers owe anything to the latents: they are decoded after zero (zeros), shuffle (the thoughts on
             the problem before in the data) or truncate (the first truncate_after thoughts) in place of what was thought.
         truncate_after: Thoughts that latent_control truncate leaves, from 0.
+        rollouts_per_part: Rollouts of one problem that are always computed together and with no other problem's, so that on a GPU
+            too they depend on nothing that is drawn beside them (docs/performance.md, Parts of one shape); those of a last
+            part beyond num_rollouts are dropped. By default batches take any shape, and a rollout is the same to rounding.
 
     Raises:
         UserError: Any of these does not exist, does not fit the others, or is out of its range.
@@ -95,6 +98,7 @@ class ParallelTTSModule(LightningModule):
         keep_latents: bool = False,
         latent_control: ControlName | None = None,
         truncate_after: int | None = None,
+        rollouts_per_part: int | None = None,
     ) -> None:
         super().__init__()
         control = control_of(latent_control, truncate_after)
@@ -113,7 +117,7 @@ class ParallelTTSModule(LightningModule):
         )
         self.written = load_backbone(written, "cot", dtype=dtype).freeze() if isinstance(written, str) else written
         self.evaluator = Evaluator(
-            RolloutEngine(self.backbone, sampler, max_answer_tokens, answer_sampler),
+            RolloutEngine(self.backbone, sampler, max_answer_tokens, answer_sampler, rollouts_per_part),
             self.reward_model,
             parts,
             searches,
@@ -153,6 +157,7 @@ class ParallelTTSModule(LightningModule):
                     "reward_model": {"fingerprint": self._fingerprints[1]},
                 }
                 | self._answer_settings()
+                | self._part_settings()
                 | self._written_settings()
                 | self._control_settings()
                 | ({"keep_latents": True} if evaluator.keep_latents else {})
@@ -162,6 +167,10 @@ class ParallelTTSModule(LightningModule):
     def _answer_settings(self) -> Settings:
         drawn = self._answer_sampler()
         return {} if drawn is None else {"answer_sampler": drawn}
+
+    def _part_settings(self) -> Settings:
+        size = self.evaluator.engine.parts.size
+        return {} if size is None else {"rollouts_per_part": size}
 
     def _control_settings(self) -> Settings:
         control = self.evaluator.control

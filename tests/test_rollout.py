@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from latent_tts.acceleration.kernels.library import kernels
-from latent_tts.engine.engine import MOST_ROWS, RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.parts import MOST_ROWS
 from latent_tts.errors import UserError
 from latent_tts.sampling import (
     AdditiveGaussianNoise,

@@ -9,14 +9,15 @@ The way of a problem through this file:
 
 A pass that is itself random (MC-dropout) is run after a fork, by every child; one that is not is run before it, once.
 What a row computes is a function of (seed, problem id, rollout): neither the other rows, nor padding, nor the order enters,
-beyond the last bits of floating-point sums, and in a frozen model on a CPU with kernels not even those. No vocabulary
-projection is made in latent steps, except where the model reads its own stop sign off it (CoLaR).
+beyond the last bits of floating-point sums, and in a frozen model on a CPU with kernels, or with ``rollouts_per_part``, not even
+those. No vocabulary projection is made in latent steps, except where the model reads its own stop sign off it (CoLaR).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from torch import Tensor
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.engine.compaction import COMPACT_BELOW, Batch, Results
 from latent_tts.engine.decoding import AnswerDecoder
-from latent_tts.engine.memory import FittingParts
+from latent_tts.engine.parts import RolloutParts
 from latent_tts.engine.passes import Passes
 from latent_tts.engine.prompts import Prompt, make_prompts
 from latent_tts.engine.rollouts import Answers, Finished, Rollouts, join_rollouts, prompt_steps, read_answers
@@ -32,8 +33,6 @@ from latent_tts.engine.state import ThoughtState
 from latent_tts.errors import UserError
 from latent_tts.sampling import AnswerSampler, Deterministic, PromptSharing, Sampler
 from latent_tts.seeding import problem_keys
-
-MOST_ROWS = {"cuda": 16384, "cpu": 512}  # rollouts at once; a CPU is no faster with more, and a killed run loses less
 
 
 class RolloutEngine:
@@ -44,9 +43,11 @@ class RolloutEngine:
         sampler: How rollouts are made different.
         max_answer_tokens: Answers are cut off after this many tokens.
         answer_sampler: How the tokens of answers are drawn; ``None`` takes the most probable one at every place.
+        rollouts_per_part: R: of one problem at a time always rollouts kR to kR + R - 1 are computed together, with no other
+            beside them; what was not asked for is dropped, and not counted. ``None``: as many as are quick and fit.
 
     Raises:
-        UserError: ``max_answer_tokens`` below 1, or a sampler that can't draw from this backbone.
+        UserError: ``max_answer_tokens`` or R below 1, or a sampler that can't draw from this backbone.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class RolloutEngine:
         sampler: Sampler | None = None,
         max_answer_tokens: int = 64,
         answer_sampler: AnswerSampler | None = None,
+        rollouts_per_part: int | None = None,
     ) -> None:
         if max_answer_tokens < 1:
             raise UserError(f"max_answer_tokens must be at least 1, got {max_answer_tokens}.")
@@ -65,7 +67,7 @@ class RolloutEngine:
         self.answer_sampler = answer_sampler
         self.passes = Passes(backbone, self.sampler)
         self.decoder = AnswerDecoder(self.passes, max_answer_tokens, answer_sampler)
-        self._parts = FittingParts("rollouts")
+        self.parts = RolloutParts(rollouts_per_part)
 
     @property
     def random_answer(self) -> bool:
@@ -107,22 +109,15 @@ class RolloutEngine:
             DoesNotFitError: There is no room for one rollout of every problem.
         """
         _check_counts(num_rollouts, first_rollout)
-        return join_rollouts(
-            self._in_parts(
-                lambda first, end: self._draw(start, end - first, first_rollout + first), start, num_rollouts
-            )
-        )
+        drawn = join_rollouts(self.parts.run(partial(self._draw, start), start, num_rollouts, first_rollout))
+        return self.parts.asked(drawn, num_rollouts, first_rollout)
 
-    def _in_parts(self, work: Callable[[int, int], Rollouts], start: ThoughtState, num_rollouts: int) -> list[Rollouts]:
-        most = MOST_ROWS.get(self.backbone.device.type, MOST_ROWS["cuda"])
-        return self._parts.run(work, num_rollouts, rows_each=start.num_problems, most=most)
-
-    def _draw(self, start: ThoughtState, num_rollouts: int, first_rollout: int) -> Rollouts:
+    def _draw(self, start: ThoughtState, first: int, end: int) -> Rollouts:
         random_thoughts = self.sampler.random_thoughts and self.backbone.num_latents > 0
         if random_thoughts:
-            state = self.expand(start, num_rollouts, first_rollout)
+            state = self.expand(start, end - first, first)
         else:
-            state = self._encoded(self._thought_through(start).fork(num_rollouts, first_rollout))
+            state = self._encoded(self._thought_through(start).fork(end - first, first))
         finished = self.finish(state)
         return Rollouts.of(finished, start.prompts, self.sampler.prompt_sharing, shared_thoughts=not random_thoughts)
 
@@ -140,7 +135,7 @@ class RolloutEngine:
 
         Args:
             start: P encoded prompts.
-            latents: (P, N, T, D), 0 where a row has fewer thoughts.
+            latents: (P, N, T, D), 0 where a row has fewer thoughts; N are whole parts, where these have a fixed size.
             num_latents: (P, N) int64, at most those of the backbone; all alike where it thinks a fixed number.
         """
 
@@ -153,7 +148,7 @@ class RolloutEngine:
                 )
             return self.as_rollouts(Finished(own, counts, self.answer(state)), start.prompts)
 
-        return join_rollouts(self._in_parts(part, start, latents.shape[1]))
+        return join_rollouts(self.parts.run(part, start, latents.shape[1]))
 
     @torch.inference_mode()
     def finish(self, state: ThoughtState) -> Finished:
@@ -199,6 +194,7 @@ class RolloutEngine:
         """
         backbone, sharing = self.backbone, self.sampler.prompt_sharing
         _check_mode(backbone)
+        self.parts.check(len(questions))
         prompts = make_prompts(backbone, questions, problem_ids, self.max_answer_tokens)
         keys = problem_keys(seed, [prompt.problem_id for prompt in prompts], backbone.device)
         state = ThoughtState.of(prompts, keys, backbone.hidden_size, backbone.dtype)

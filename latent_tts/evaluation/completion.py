@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from latent_tts.engine.engine import MOST_ROWS, RolloutEngine
-from latent_tts.engine.memory import FittingParts
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.engine.state import ThoughtState
 from latent_tts.evaluation.records import AnswerRecord, Record
@@ -94,6 +93,4 @@ def think(engine: RolloutEngine, start: ThoughtState, num_rollouts: int) -> Tens
         latents = pad(state.latents, (0, 0, 0, num_latents - state.latents.shape[1]))
         return latents.view(num_problems, end - first, *latents.shape[1:])
 
-    most = MOST_ROWS.get(engine.backbone.device.type, MOST_ROWS["cuda"])
-    parts = FittingParts("rollouts").run(part, num_rollouts, rows_each=num_problems, most=most)
-    return torch.cat(parts, dim=1)
+    return torch.cat(engine.parts.run(part, start, num_rollouts), dim=1)[:, :num_rollouts]

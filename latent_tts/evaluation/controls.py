@@ -81,8 +81,9 @@ class LatentControl:
         if self.name == "shuffle":
             others = [self._other(problem) for problem in problems]
             thinking = engine.start([one.question for one in others], seed, [one.problem_id for one in others])
-        thought = engine.rollout_from(thinking, num_rollouts)
-        return engine.replay(start, *self._replaced(thought.latents, thought.num_latents))
+        thought = engine.rollout_from(thinking, engine.parts.whole(num_rollouts))
+        answered = engine.replay(start, *self._replaced(thought.latents, thought.num_latents))
+        return engine.parts.asked(answered, num_rollouts)
 
     def _replaced(self, latents: Tensor, num_latents: Tensor) -> tuple[Tensor, Tensor]:
         """What is fed, (B, N, T, D) and (B, N), in place of these."""

@@ -44,7 +44,8 @@ class Evaluator:
     """Makes a record of every problem.
 
     A record depends on the problem, the seed and the parts given here alone: neither on the batch, nor on what memory allows
-    (a batch that does not fit is cut in parts).
+    (a batch that does not fit is cut in parts). With an engine of `rollouts_per_part` problems are computed one at a time, and no
+    part is cut.
 
     Args:
         engine: Draws the rollouts.
@@ -134,17 +135,23 @@ class Evaluator:
             earlier: The smaller records that there are: what they lack is added, and nothing else is drawn.
 
         Raises:
-            UserError: Not even one problem with one rollout fits in memory.
+            UserError: Not even one problem with one rollout, or with one part of them, fits in memory.
         """
         self.thought = {}
+        per_part = self.engine.parts.size
         try:
             parts = self._problem_parts.run(
-                lambda first, end: self._evaluate_or_complete(problems[first:end], earlier), len(problems)
+                lambda first, end: self._evaluate_or_complete(problems[first:end], earlier),
+                len(problems),
+                most=None if per_part is None else 1,
             )
         except DoesNotFitError as error:
+            rollouts, smaller = "one rollout", ""
+            if per_part is not None:
+                rollouts, smaller = f"{per_part} rollouts", "a smaller --model.rollouts_per_part, "
             raise UserError(
-                f"Not even one problem with one rollout fits in the memory of {self.engine.backbone.device}: take "
-                "--model.dtype bfloat16, a smaller --model.max_answer_tokens, or a device with more room."
+                f"Not even one problem with {rollouts} fits in the memory of {self.engine.backbone.device}: take "
+                f"{smaller}--model.dtype bfloat16, a smaller --model.max_answer_tokens, or a device with more room."
             ) from error
         return [record for part in parts for record in part]
 

@@ -42,6 +42,9 @@ def solve(
     Raises:
         UserError: An unknown strategy, one that needs a reward model without one, or what the engine refuses.
     """
+    if engine.parts.size is not None and len(questions) > 1:
+        alone = [solve([one], engine, reward_model, strategy, num_rollouts, seed) for one in questions]
+        return [answer for answers in alone for answer in answers]
     name = strategy if isinstance(strategy, str) else strategy.get("name")
     if name in SEARCHES:
         search = make_part(strategy, SEARCHES, "strategy")
@@ -51,7 +54,7 @@ def solve(
         raise UserError(f"There is no strategy {name!r}: choose from {', '.join([*AGGREGATIONS, *SEARCHES])}.")
     part = make_part(strategy, AGGREGATIONS, "strategy")
     scorer = _required(reward_model, part.name) if part.needs_scores else None
-    return _aggregate(part, engine.rollout(questions, num_rollouts, seed), scorer)
+    return _aggregate(part, engine.rollout(questions, num_rollouts, seed), scorer, engine.parts.size)
 
 
 def _required(reward_model: LatentRewardModel | None, name: str) -> LatentRewardModel:
@@ -60,10 +63,12 @@ def _required(reward_model: LatentRewardModel | None, name: str) -> LatentReward
     return reward_model
 
 
-def _aggregate(part: Aggregation, rollouts: Rollouts, reward_model: LatentRewardModel | None) -> list[float | None]:
+def _aggregate(
+    part: Aggregation, rollouts: Rollouts, reward_model: LatentRewardModel | None, rollouts_per_part: int | None
+) -> list[float | None]:
     if reward_model is None:
         return [part.choose(answers, None, None).answer for answers in rollouts.answers]
-    scores = reward_model.score(rollouts)
+    scores = reward_model.score(rollouts, rollouts_per_part=rollouts_per_part)
     mask = torch.arange(scores.shape[2], device=scores.device) < rollouts.num_latents.to(scores.device).unsqueeze(-1)
     mask &= rollouts.finite.to(scores.device).unsqueeze(-1)
     rows = zip(rollouts.answers, scores, mask, strict=True)

@@ -64,8 +64,10 @@ class Steps:
         model, latents, num_latents = self.reward_model, rollouts.latents, rollouts.num_latents
         if model is None:
             return None
-        questions = [problem.question for problem in problems]
+        questions, per_part = [problem.question for problem in problems], self.engine.parts.size
         with self.clock.scoring():
+            if per_part is not None:
+                return model.score(questions, latents, num_latents, per_part).cpu()
             parts = self._over_rollouts(
                 lambda first, end: model.score(questions, latents[:, first:end], num_latents[:, first:end]),
                 len(questions),

@@ -39,6 +39,15 @@ def what_to_score(
     return asked, latents, mask
 
 
+def in_parts(latents: Tensor, size: int | None) -> list[Tensor]:
+    """Latents (B, N, T, D) in parts of so many rollouts, the last filled up with copies of rollout N - 1; None: in one part."""
+    if size is None:
+        return [latents]
+    missing = -latents.shape[1] % size
+    whole = torch.cat([latents, latents[:, -1:].expand(-1, missing, -1, -1)], dim=1)
+    return [whole[:, first : first + size] for first in range(0, whole.shape[1], size)]
+
+
 def check_width(width: int, hidden_size: int) -> None:
     """Refuses latents of another model."""
     if width != hidden_size:

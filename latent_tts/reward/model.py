@@ -25,7 +25,7 @@ from latent_tts.engine.prompts import PromptRoom
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
 from latent_tts.reward.heads import HEADS, HeadName
-from latent_tts.reward.inputs import check_length, check_scores, check_width, what_to_score
+from latent_tts.reward.inputs import check_length, check_scores, check_width, in_parts, what_to_score
 from latent_tts.reward.saving import write_checkpoint
 from latent_tts.reward.state import RewardState
 
@@ -164,7 +164,11 @@ class LatentRewardModel(Freezable):
 
     @torch.no_grad()
     def score(
-        self, asked: Rollouts | Sequence[str], latents: Tensor | None = None, num_latents: Tensor | None = None
+        self,
+        asked: Rollouts | Sequence[str],
+        latents: Tensor | None = None,
+        num_latents: Tensor | None = None,
+        rollouts_per_part: int | None = None,
     ) -> Tensor:
         """Step scores of rollouts: `score(rollouts)`, or `score(questions, latents, num_latents)`. Each prompt is encoded once.
 
@@ -172,6 +176,7 @@ class LatentRewardModel(Freezable):
             asked: What the engine returned for B problems, or the B questions of the latents.
             latents: (B, N, T, D), where questions are given.
             num_latents: (B, N), latents of each rollout, where questions are given; ``None`` takes all T.
+            rollouts_per_part: Rollouts of a problem that pass together, a last part filled up to it; ``None``: all of them.
 
         Returns:
             (B, N, T) float32; 0 where masked, and from the first latent of a rollout on that is no finite number.
@@ -184,9 +189,12 @@ class LatentRewardModel(Freezable):
         if 0 in latents.shape:
             return torch.zeros(mask.shape, device=self.device)
         latents, mask = latents.to(self.device), mask.to(self.device)
-        state = self.start(questions).repeat(mask.shape[1])
-        fed = latents.masked_fill(~mask.unsqueeze(-1), 0.0).flatten(0, 1)
-        scores = self._extend(state, fed)[1].view_as(mask).masked_fill(~mask, 0.0)
+        prompts, fed = self.start(questions), latents.masked_fill(~mask.unsqueeze(-1), 0.0)
+        scored = [
+            self._extend(prompts.repeat(part.shape[1]), part.flatten(0, 1))[1].view(part.shape[:3])
+            for part in in_parts(fed, rollouts_per_part)
+        ]
+        scores = torch.cat(scored, dim=1)[:, : mask.shape[1]].masked_fill(~mask, 0.0)
         check_scores(scores, self.dtype)
         return scores
 

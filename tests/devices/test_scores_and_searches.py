@@ -109,3 +109,25 @@ def test_records_are_those_of_the_host(place, tiny_backbone, questions):
             replace(mine, step_scores=its.step_scores) for mine, its in zip(one.rollouts, other.rollouts, strict=True)
         )
         assert replace(one, diversity=other.diversity, rollouts=rollouts) == other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kind", "layout"), [("coconut", "gpt2"), ("codi", "llama"), ("colar", "llama")])
+def test_in_parts_of_one_size_records_are_the_same_to_the_bit_alone_and_among_others(
+    kind, layout, dtype, place, tiny_backbone, questions
+):
+    """Whatever the device's products make of their shapes: latents, and all that a record holds."""
+    host = tiny_backbone(kind, layout, num_latents=3).to(dtype)
+    backbone, scorer = place.put(host), place.put(LatentRewardModel.from_backbone(host).eval())
+    problems = [Problem(f"p{i}", question, 1.0) for i, question in enumerate(questions[:4])]
+
+    def evaluated(batch: list[Problem], number: int) -> tuple[Record, torch.Tensor]:
+        """Of problem 2, with its latents."""
+        engine = RolloutEngine(backbone, NOISE, 3, AnswerSampler(0.7, 0.9), rollouts_per_part=4)
+        evaluator = Evaluator(engine, scorer, None, SEARCHERS, number, keep_latents=True)
+        record = {one.problem_id: one for one in evaluator.evaluate(batch)}["p2"]
+        return record, evaluator.thought["p2"].latents
+
+    together, few, many = evaluated(problems, 3), evaluated([problems[2]], 3), evaluated(problems[::-1], 6)
+    assert few[0] == together[0] and many[0].rollouts[:3] == few[0].rollouts and many[0].search == few[0].search
+    assert torch.equal(few[1], together[1]) and torch.equal(many[1][:3], few[1])
