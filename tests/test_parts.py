@@ -63,8 +63,9 @@ def stopping_early(backbone: LatentBackbone, question: str) -> LatentBackbone:
         engine = RolloutEngine(backbone, NOISE, max_answer_tokens=6)
         state = engine.expand(engine.start([question]), 12)
         with torch.inference_mode():
-            second = backbone.most_likely(engine._advance(state).hidden)
-        backbone.end_of_thought_id = int(second.mode().values)
+            hidden = engine._advance(state).hidden
+            assert hidden is not None
+            backbone.end_of_thought_id = int(backbone.most_likely(hidden).mode().values)
         assert len(engine.rollout([question], 12).num_latents.unique()) > 1
     return backbone
 
@@ -146,7 +147,6 @@ def test_what_is_asked_for_and_its_cost_are_those_of_any_batch(kind, sampler, ti
     for i in range(3):
         found = parts.rollout([questions[i]], 7, seed=1)
         same(found, plain, slice(i, i + 1))
-        assert torch.equal(found.rollout_steps, plain.rollout_steps[i : i + 1])
 
 
 @pytest.mark.slow
