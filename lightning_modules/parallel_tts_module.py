@@ -70,7 +70,7 @@ class ParallelTTSModule(LightningModule):
             the problem before in the data) or truncate (the first truncate_after thoughts) in place of what was thought.
         truncate_after: Thoughts that latent_control truncate leaves, from 0.
         rollouts_per_part: Rollouts of one problem that are always computed together and with no other problem's, so that on a GPU
-            too they depend on nothing that is drawn beside them (docs/performance.md, Parts of one shape); those of a last
+            too they depend on nothing that is drawn beside them (docs/performance.md, Parts of one size); those of a last
             part beyond num_rollouts are dropped. By default batches take any shape, and a rollout is the same to rounding.
 
     Raises:
