@@ -211,6 +211,7 @@ def test_settings_name_everything_that_changes_the_records(backbone, tiny_backbo
         "model.max_answer_tokens": make_module(backbone, max_answer_tokens=7),
         "model.answer_rule": make_module(backbone, answer_rule="strict"),
         "model.aggregations": make_module(backbone, aggregations=[]),
+        "model.rollouts_per_part": make_module(backbone, rollouts_per_part=2),
         "model.backbone.fingerprint": make_module(tiny_backbone("coconut", "gpt2", num_latents=3, seed=9)),
         "model.reward_model.fingerprint": make_module(
             backbone, reward_model=reward_folder, aggregations=["majority_voting"]
