@@ -90,7 +90,7 @@ def test_tables_are_read_off_the_files(kept):
     assert row["coverage @ 16"] == shown(run.at("coverage@16"))
     assert (row["coverage by another problem's"], row["different answers"]) == ("21.0", "")
     assert row["coverage, minus `noise-0.5`"] == "**+5.0 (+3.0 to +7.0)**" and rows[0][-1] == ""
-    for name in TABLES.keys() - {"controls"}:
+    for name in TABLES.keys() - {"controls", "sizes"}:
         header, rows = TABLES[name](study)
         assert rows and all(len(row) == len(header) for row in rows), name
     assert TABLES["diversity"](study)[1][0][1] == "**-0.30 (-0.32 to -0.28)**"
@@ -112,6 +112,40 @@ def test_reward_models_stand_by_kind_with_a_column_for_every_seed(tmp_path):
     assert row["reward model"] == "`one-hot`" and rows[1][:3] == ["`shipped`", "", ""]
     assert (row["recall @ 1, seed 0"], row["recall @ 1, seed 1"]) == ("60.0", "65.0")
     assert row["best-of-N minus voting, seed 1"] == "+1.0 (-1.0 to +3.0)"
+
+
+def test_a_size_stands_with_its_compute(tmp_path):
+    """Millions of parameters, which the run is named after, times the positions of k rollouts."""
+    for name in ("0.5M", "3.3M"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(make_metrics_json(16, 0.5)))
+    study = read_kept(tmp_path)
+    header, rows = TABLES["sizes"](study)
+    steps = study.runs[1].metrics["token_steps"]["rollouts"]["4"]
+    assert [row[0] for row in rows] == ["`0.5M`", "`3.3M`"]
+    assert (
+        dict(zip(header, rows[1], strict=True))["10\N{SUPERSCRIPT SIX} parameters x token steps @ 4"]
+        == f"{3.3 * steps:,.0f}"
+    )
+    assert faults(FIGURES["sizes"][0]([study])) == []
+
+
+def test_a_run_of_more_rollouts_is_of_its_sampler_and_is_compared_at_the_others_number(kept):
+    folder = kept / "coverage-tiny-codi"
+    more = make_metrics_json(64, 0.9) | {"diversity": {"mean": 0.2, "per_step": [0.2] * 6}}
+    (folder / "noise-1-n64.json").write_text(json.dumps(more))
+    comparison = json.loads((folder / "comparison.json").read_text())
+    comparison["runs"].append(comparison["runs"][1] | {"name": "noise-1-n64"})
+    (folder / "comparison.json").write_text(json.dumps(comparison))
+    study = read_kept(folder)
+    assert best_of(families(study)["Gaussian noise"]).name == "noise-1-n64"
+    header, rows = TABLES["coverage"](study)
+    row = dict(zip(header, rows[-1], strict=True))
+    assert (row["run"], row["N"], row["coverage, minus `noise-0.5`"]) == (
+        "`noise-1-n64`",
+        "64",
+        "**+5.0 (+3.0 to +7.0)**",
+    )
+    assert row["coverage @ 64"] and not rows[0][header.index("coverage @ 64")]
 
 
 def test_within_a_budget_stands_the_largest_k_that_it_pays_for(kept):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latent_tts.evaluation.chapter.kept import KeptRun, KeptStudy, controls_in_order
+from latent_tts.evaluation.chapter.tables import parameter_steps
 from latent_tts.evaluation.problem_statistics import BY_AGREEMENT
 from latent_tts.evaluation.report.figures.style import (
     SMALL,
@@ -44,9 +46,12 @@ FAMILIES = {
 _LOOKS = {name: i for i, name in enumerate(dict.fromkeys(FAMILIES.values()))}
 
 
+_NUMBER = re.compile(r"n?\d+(\.\d+)?")
+
+
 def family_of(run: KeptRun) -> str:
-    """The name of a run without its numbers: `noise-1-answers-0.7` is of `noise-answers`."""
-    return "-".join(word for word in run.name.split("-") if not word.replace(".", "").isdigit())
+    """The name of a run without its numbers: `noise-1-answers-0.7` is of `noise-answers`, `noise-1-n256` of `noise`."""
+    return "-".join(word for word in run.name.split("-") if not _NUMBER.fullmatch(word))
 
 
 def families(study: KeptStudy) -> dict[str, list[KeptRun]]:
@@ -98,7 +103,7 @@ def diversity_figure(studies: Sequence[KeptStudy]) -> Figure:
     for axes, study in zip(panels, studies, strict=True):
         shown: list[Cell] = []
         for name, runs in families(study).items():
-            points = [(run.metrics["diversity"]["mean"], run) for run in runs]
+            points = [(run.metrics["diversity"]["mean"], run) for run in runs if run.top == study.runs[0].top]
             known = sorted([(x, run) for x, run in points if x is not None], key=lambda point: point[0])
             if known:
                 covered = [one for _, run in known if (one := run.at(f"coverage@{run.top}")) is not None]
@@ -169,6 +174,23 @@ def strategies_figure(studies: Sequence[KeptStudy]) -> Figure:
     return _finished(figure, panels, "bars: 95 % intervals")
 
 
+def sizes_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """Coverage (lines) and voting (dots) of every size against compute, from one rollout to N."""
+    figure, panels = _panels(studies, "Coverage (lines) and voting (dots) against compute, k = 1 to N")
+    for axes, study in zip(panels, studies, strict=True):
+        shown: list[Cell] = []
+        for i, run in enumerate(study.runs):
+            covered, voting = run.curve("coverage"), run.curve("majority_voting")
+            x = [parameter_steps(run, k) for k in covered]
+            draw_curve(axes, Curve(run.name, x, list(covered.values()), look(i)), band=False)
+            draw_bar(axes, x[-1], covered[max(covered)], look(i))
+            axes.plot(x, [100 * one.value for one in voting.values()], ":", color=look(i).color, marker=".")
+            shown += [*covered.values(), *voting.values()]
+        percent_limits(axes, shown)
+        axes.set(xlabel="10⁶ parameters x token steps per problem", ylabel="right in %", xscale="log")
+    return _finished(figure, panels, "bars: 95 % intervals")
+
+
 def _over_steps(metrics: Metrics, one: Strategy, how: Look) -> Curve:
     cells = curves(metrics)[one]
     return Curve(one.label(), [token_steps(metrics, one.at(k)) for k in cells], list(cells.values()), how)
@@ -186,6 +208,7 @@ FIGURES: Mapping[str, tuple[Callable[[Sequence[KeptStudy]], Figure], Sequence[st
     "coverage": (coverage_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "diversity": (diversity_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "strategies": (strategies_figure, ("aggregation-tiny-coconut", "aggregation-tiny-colar")),
+    "sizes": (sizes_figure, ("size-tiny-colar",)),
     "controls": (controls_figure, ("controls-tiny-codi", "controls-tiny-coconut", "controls-tiny-colar")),
     "risk": (risk_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
 }

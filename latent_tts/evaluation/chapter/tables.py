@@ -32,7 +32,7 @@ def controls_table(study: KeptStudy) -> Table:
 
 def coverage_table(study: KeptStudy) -> Table:
     """Every sampler: diversity, a single rollout, voting and coverage at some k, token steps, and the paired difference."""
-    ks = [k for k in (4, 16, 64) if any(k in run.curve("coverage") for run in study.runs)]
+    ks = [k for k in (4, 16, 64, 256) if any(k in run.curve("coverage") for run in study.runs)]
     header = [
         "run",
         "cosine distance",
@@ -56,7 +56,7 @@ def coverage_table(study: KeptStudy) -> Table:
             f"{token_steps(run.metrics, COVERAGE.at(run.top)):,.0f}",
             "" if run.different_answers is None else f"{run.different_answers:.1f}",
             "" if run.luck is None else f"{100 * run.luck:.1f}",
-            points(run.difference_at(f"coverage@{run.top}")),
+            points(run.difference_at(f"coverage@{min(run.top, study.runs[0].top)}")),
         ]
         for run in study.runs
     ]
@@ -153,6 +153,29 @@ def over_k_table(study: KeptStudy) -> Table:
     return ["", *(f"k = {k}" for k in ks)], [*rows, ["token steps without scores", *steps]]
 
 
+def sizes_table(study: KeptStudy) -> Table:
+    """Every size: what one rollout reaches, voting and coverage at some k, and what a problem costs in parameters x positions."""
+    ks = [k for k in (4, 16, 64) if k in study.runs[0].curve("coverage")]
+    header = ["parameters", "greedy", "single", *(f"{what} @ {k}" for what in ("voting", "coverage") for k in ks)]
+    header += [f"10⁶ parameters x token steps @ {k}" for k in (1, *ks)]
+    rows = [
+        [
+            f"`{run.name}`",
+            shown(run.at("greedy")),
+            shown(run.at("single")),
+            *(shown(run.at(f"{method}@{k}")) for method in ("majority_voting", "coverage") for k in ks),
+            *(f"{parameter_steps(run, k):,.0f}" for k in (1, *ks)),
+        ]
+        for run in study.runs
+    ]
+    return header, rows
+
+
+def parameter_steps(run: KeptRun, k: int) -> float:
+    """Compute of a problem with k rollouts: millions of parameters (the run is named after them, `1.3M`) times positions."""
+    return float(run.name.removesuffix("M")) * token_steps(run.metrics, COVERAGE.at(k))
+
+
 def reward_table(study: KeptStudy) -> Table:
     """Every kind of reward model, a run `KIND-SEED` each: recall@1 in validation, and its paired gains over voting by seed."""
     kinds = list(dict.fromkeys(_kind_and_seed(run)[0] for run in study.runs))
@@ -202,6 +225,7 @@ TABLES: dict[str, Callable[[KeptStudy], Table]] = {
     "strategies": strategies_table,
     "over-k": over_k_table,
     "reward": reward_table,
+    "sizes": sizes_table,
 }
 """By the name that the chapter gives."""
 
