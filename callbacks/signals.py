@@ -22,6 +22,7 @@ REQUEUE_VARIABLE = "LATENT_TTS_REQUEUE_ON"
 
 _ALWAYS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _END_WITHIN = 30.0  # seconds a process may take to close its files after the stop was raised
+_RAISED_WITHIN = 5.0  # seconds until it is, where nothing holds it back: longer is a wait inside a library
 
 
 def requeue_signals() -> set[signal.Signals]:
@@ -46,7 +47,8 @@ class StopSignals:
     """The stop signals of this process.
 
     Outside of `hold` a signal raises `StoppedBySignal` at once; within it the signal is noted for `check`, and raised after
-    `patience` seconds in which no safe point came. A process that is still there `_END_WITHIN` seconds later is ended.
+    `patience` seconds in which no safe point came. A process that waits inside a library all the same is ended
+    `_RAISED_WITHIN` seconds later, and one that is still closing its files after `_END_WITHIN`.
     """
 
     def __init__(self) -> None:
@@ -128,10 +130,10 @@ class StopSignals:
         while (data := os.read(reader, 1)) and data[0] not in signals:
             pass
         if data:
-            self._deadline = time.monotonic() + self.patience
+            self._deadline = time.monotonic() + (self.patience if self._held else 0.0)
             self._await_deadline(done)
             if not self._raised and not done.is_set():  # no safe point came
-                self._deadline, self._held = time.monotonic() + _END_WITHIN, False
+                self._deadline, self._held = time.monotonic() + _RAISED_WITHIN, False
                 os.kill(os.getpid(), data[0])
             self._await_deadline(done)
             if not done.is_set():
