@@ -65,7 +65,10 @@ def kept(tmp_path) -> Path:
         risk = {BY_AGREEMENT: {"area": 0.25, "at": {f"{share / 10:g}": interval(0.3) for share in range(1, 11)}}}
         differences = {"coverage@16": interval(0.05)} if i else {}
         found = {"differences": differences, "full_differences": {"single": interval(-0.01)} if i else {}}
-        beside.append({"name": name, "problems": {"diversity_and": outcomes, "risk": risk, "luck": 0.21}} | found)
+        beside.append(
+            {"name": name, "problems": {"diversity_and": outcomes, "risk": risk, "luck": 0.21, "near_miss": 0.4}}
+            | found
+        )
     (folder / "comparison.json").write_text(json.dumps({"runs": beside}))
     (folder / "head.json").write_text(json.dumps({"state": "finished"}))  # of a training, which has no rollouts
     return tmp_path
@@ -88,7 +91,8 @@ def test_tables_are_read_off_the_files(kept):
     row = dict(zip(header, rows[1], strict=True))
     assert row["run"] == "`noise-1`" and row["cosine distance"] == "0.100" and row["N"] == "16"
     assert row["coverage @ 16"] == shown(run.at("coverage@16"))
-    assert (row["coverage by another problem's"], row["different answers"]) == ("21.0", "")
+    assert (row["coverage by another problem's"], row["of a number beside the gold"]) == ("21.0", "40.0")
+    assert row["different answers"] == ""
     assert row["coverage, minus `noise-0.5`"] == "**+5.0 (+3.0 to +7.0)**" and rows[0][-1] == ""
     for name in TABLES.keys() - {"controls", "sizes"}:
         header, rows = TABLES[name](study)
@@ -112,6 +116,7 @@ def test_reward_models_stand_by_kind_with_a_column_for_every_seed(tmp_path):
     assert row["reward model"] == "`one-hot`" and rows[1][:3] == ["`shipped`", "", ""]
     assert (row["recall @ 1, seed 0"], row["recall @ 1, seed 1"]) == ("60.0", "65.0")
     assert row["best-of-N minus voting, seed 1"] == "+1.0 (-1.0 to +3.0)"
+    assert faults(FIGURES["reward"][0]([read_kept(tmp_path)])) == []
 
 
 def test_a_size_stands_with_its_compute(tmp_path):

@@ -17,6 +17,7 @@ from latent_tts.evaluation.problem_statistics import (
     PLAIN,
     AnswerSet,
     luck,
+    near_miss,
     problem_statistics,
 )
 from latent_tts.evaluation.record_table import table_of
@@ -128,6 +129,15 @@ def test_luck_is_what_the_rollouts_of_another_problem_cover():
     found = problem_statistics(table_of([make_record(i) for i in range(3)]), answers=answers)
     assert found.luck == luck(answers) and found.different_answers == pytest.approx(5 / 3)
     assert problem_statistics(table_of([record])).to_json()["luck"] is None
+
+
+def test_a_near_miss_is_a_number_one_or_two_beside_the_gold_answer():
+    """Gold 5: of 3, 4, 6, 7 two are given; gold 2.5: of 0.5, 1.5, 3.5, 4.5 one is, and neither gold itself counts."""
+    answers = [AnswerSet(5.0, frozenset({4.0, 5.0, 7.0, 8.0})), AnswerSet(2.5, frozenset({2.5, 3.5, 5.5}))]
+    assert near_miss(answers) == pytest.approx((2 + 1) / 8)
+    found = problem_statistics(table_of([make_record(i) for i in range(2)]), answers=answers)
+    assert found.to_json()["near_miss"] == pytest.approx(3 / 8)
+    assert problem_statistics(table_of([make_record(0)])).to_json()["near_miss"] is None
 
 
 def test_what_is_unknown_is_null_and_one_rollout_has_nothing_to_withhold():

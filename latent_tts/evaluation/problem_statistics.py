@@ -25,6 +25,7 @@ PLAIN, GIVEN_GREEDY, GIVEN_OTHERS = "plain", "given_greedy", "given_other_runs"
 ROUNDING = 1e-6
 """Diversities that differ by less are those of equal latents: what rounding leaves."""
 BY_AGREEMENT = "majority voting, by vote share"
+_BESIDE = (-2, -1, 1, 2)
 ANSWERED = tuple(share / 10 for share in range(10, 0, -1))
 """Shares of the problems that are answered, at which the risk is told."""
 
@@ -65,6 +66,16 @@ def luck(answers: Sequence[AnswerSet]) -> float:
     return own / pairs if pairs else float("nan")
 
 
+def near_miss(answers: Sequence[AnswerSet]) -> float:
+    """Coverage of a number beside the gold answer, 1 or 2 away from it: NaN without problems.
+
+    What a set of answers covers by spreading about the right size: where it is close to the coverage itself, the gold answer is
+    hit as its neighbours are.
+    """
+    hits = [answer_key(one.gold + away) in one.given for one in answers for away in _BESIDE]
+    return float(np.mean(hits)) if hits else float("nan")
+
+
 @dataclass(frozen=True)
 class ProblemStatistics:
     """Of one run."""
@@ -79,6 +90,8 @@ class ProblemStatistics:
     """Mean number of different answers that a problem's rollouts gave."""
     luck: float | None = None
     """Coverage by the rollouts of another problem."""
+    near_miss: float | None = None
+    """Coverage of a number beside the gold answer."""
 
     def to_json(self) -> dict[str, Any]:
         """Numbers as they are stored; NaN is null."""
@@ -95,6 +108,7 @@ class ProblemStatistics:
                 "num_problems": self.num_problems,
                 "different_answers": self.different_answers,
                 "luck": self.luck,
+                "near_miss": self.near_miss,
                 "diversity_and": correlations,
                 "risk": risks,
             }
@@ -128,7 +142,8 @@ def problem_statistics(
     risks = {name: _risk(*rule) for name, rule in withholding_rules(table).items()}
     spread = float(np.mean([len(one.given) for one in answers])) if answers else None
     chance = luck(answers) if len(answers) > 1 else None
-    return ProblemStatistics(int(known.sum()), correlations, risks, spread, chance)
+    beside = near_miss(answers) if answers else None
+    return ProblemStatistics(int(known.sum()), correlations, risks, spread, chance, beside)
 
 
 def withholding_rules(table: RecordTable) -> dict[str, tuple[Floats, Floats]]:

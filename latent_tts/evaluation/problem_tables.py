@@ -16,7 +16,8 @@ DIVERSITY = "Does diversity go with success?"
 RISK = "Withholding answers"
 READING = {
     SPREAD: "Different answers of a problem's rollouts in the mean, and the share of problems whose gold answer stands among "
-    "those of another problem's rollouts: what coverage comes to without having thought about the question.",
+    "those of another problem's rollouts: what coverage comes to without having thought about the question; and the share of the "
+    "numbers 1 or 2 beside the gold answer that stand among a problem's own: what it comes to by answers about as large.",
     DIVERSITY: "Rank correlation over problems of the diversity of a problem's rollouts with how often they are right: as it "
     "is, and with difficulty taken away, as the greedy answer or the mean success of the other runs tells it.",
     RISK: "Wrong answers in percent where only the problems of the highest confidence are answered, and the area under that "
@@ -33,12 +34,14 @@ def problem_tables(comparison: Comparison) -> Mapping[str, tuple[list[str], Rows
 
 
 def _spread(comparison: Comparison) -> tuple[list[str], Rows]:
-    rows = [
-        [run.label, f"{found.different_answers:.1f}", Cell(found.luck, None, None).percent(), _covered(run)]
-        for run in comparison.runs
-        if (found := run.problems) is not None and found.luck is not None
-    ]
-    return ["run", "different answers", "coverage by another problem's", "its own coverage"], rows
+    rows = []
+    for run in comparison.runs:
+        found = run.problems
+        if found is not None and found.luck is not None and found.near_miss is not None:
+            shares = [Cell(share, None, None).percent() for share in (found.luck, found.near_miss)]
+            rows.append([run.label, f"{found.different_answers:.1f}", *shares, _covered(run)])
+    header = ["run", "different answers", "coverage by another problem's", "of a number beside the gold answer"]
+    return [*header, "its own coverage"], rows
 
 
 def _covered(run: ComparedRun) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from latent_tts.evaluation.chapter.kept import KeptRun, KeptStudy, controls_in_order
+from latent_tts.evaluation.chapter.reward_kinds import GAINS, gain, runs_of_kinds
 from latent_tts.evaluation.chapter.tables import parameter_steps
 from latent_tts.evaluation.problem_statistics import BY_AGREEMENT
 from latent_tts.evaluation.report.figures.style import (
@@ -191,6 +192,24 @@ def sizes_figure(studies: Sequence[KeptStudy]) -> Figure:
     return _finished(figure, panels, "bars: 95 % intervals")
 
 
+def reward_figure(studies: Sequence[KeptStudy]) -> Figure:
+    """What choosing by scores gains over voting, a bar for every seed of every kind of reward model."""
+    figure, panels = _panels(studies, "Gain over voting by kind of reward model, a bar for every seed", height=6.2)
+    for axes, study in zip(panels, studies, strict=True):
+        kinds = runs_of_kinds(study)
+        for i, name in enumerate(GAINS):
+            for place, runs in enumerate(kinds.values()):
+                for j, found in enumerate(gain(run, name) for run in runs.values()):
+                    if found is not None:
+                        height = place + 0.42 * (i - 0.5) + 0.12 * (j - 1)
+                        draw_bar(axes, height, found, look(i), name if place == j == 0 else None, horizontal=True)
+        axes.axvline(0, color="#888888", linewidth=0.8, zorder=0)
+        axes.set_yticks(range(len(kinds)), list(kinds))
+        axes.invert_yaxis()
+        axes.set(xlabel="points over voting")
+    return _finished(figure, panels, "bars: 95 % intervals")
+
+
 def _over_steps(metrics: Metrics, one: Strategy, how: Look) -> Curve:
     cells = curves(metrics)[one]
     return Curve(one.label(), [token_steps(metrics, one.at(k)) for k in cells], list(cells.values()), how)
@@ -208,6 +227,7 @@ FIGURES: Mapping[str, tuple[Callable[[Sequence[KeptStudy]], Figure], Sequence[st
     "coverage": (coverage_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "diversity": (diversity_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
     "strategies": (strategies_figure, ("aggregation-tiny-coconut", "aggregation-tiny-colar")),
+    "reward": (reward_figure, ("latent-rm-tiny-coconut",)),
     "sizes": (sizes_figure, ("size-tiny-colar",)),
     "controls": (controls_figure, ("controls-tiny-codi", "controls-tiny-coconut", "controls-tiny-colar")),
     "risk": (risk_figure, ("coverage-tiny-codi", "coverage-tiny-coconut", "coverage-tiny-colar")),
@@ -215,9 +235,9 @@ FIGURES: Mapping[str, tuple[Callable[[Sequence[KeptStudy]], Figure], Sequence[st
 """Name -> what draws it, and of which studies."""
 
 
-def _panels(studies: Sequence[KeptStudy], title: str) -> tuple[Figure, list[Axes]]:
+def _panels(studies: Sequence[KeptStudy], title: str, height: float = 3.4) -> tuple[Figure, list[Axes]]:
     lines = textwrap.wrap(title, 12 + 30 * len(studies))  # no wider than the panels: the legend stands right of them
-    figure = new_figure("\n".join(lines), 3.4, 2.2 + 2.9 * len(studies))
+    figure = new_figure("\n".join(lines), height, 2.2 + 2.9 * len(studies))
     panels = list(figure.subplots(1, len(studies), squeeze=False).flat)
     for axes, study in zip(panels, studies, strict=True):
         name = "-".join(study.name.split("-")[1:])

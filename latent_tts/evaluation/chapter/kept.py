@@ -66,6 +66,11 @@ class KeptRun:
         return None if self.beside is None else self.beside["problems"].get("luck")
 
     @property
+    def near_miss(self) -> float | None:
+        """Coverage of a number beside the gold answer."""
+        return None if self.beside is None else self.beside["problems"].get("near_miss")
+
+    @property
     def risks(self) -> dict[str, Any]:
         """Rule -> area and risks, see `evaluation.problem_statistics`."""
         found: dict[str, Any] = {} if self.beside is None else self.beside["problems"]["risk"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from latent_tts.evaluation.chapter.kept import KeptRun, KeptStudy, controls_in_order, read_kept
+from latent_tts.evaluation.chapter.reward_kinds import GAINS, gain, runs_of_kinds
 from latent_tts.evaluation.problem_statistics import GIVEN_GREEDY, GIVEN_OTHERS, PLAIN
 from latent_tts.evaluation.results import Cell, curves, results, token_steps
 from latent_tts.evaluation.strategies import COVERAGE
@@ -43,7 +44,7 @@ def coverage_table(study: KeptStudy) -> Table:
         "N",
         "token steps",
     ]
-    header += ["different answers", "coverage by another problem's"]
+    header += ["different answers", "coverage by another problem's", "of a number beside the gold"]
     return [*header, f"coverage, minus `{study.runs[0].name}`"], [
         [
             f"`{run.name}`",
@@ -55,7 +56,7 @@ def coverage_table(study: KeptStudy) -> Table:
             str(run.top),
             f"{token_steps(run.metrics, COVERAGE.at(run.top)):,.0f}",
             "" if run.different_answers is None else f"{run.different_answers:.1f}",
-            "" if run.luck is None else f"{100 * run.luck:.1f}",
+            *("" if one is None else f"{100 * one:.1f}" for one in (run.luck, run.near_miss)),
             points(run.difference_at(f"coverage@{min(run.top, study.runs[0].top)}")),
         ]
         for run in study.runs
@@ -177,42 +178,24 @@ def parameter_steps(run: KeptRun, k: int) -> float:
 
 
 def reward_table(study: KeptStudy) -> Table:
-    """Every kind of reward model, a run `KIND-SEED` each: recall@1 in validation, and its paired gains over voting by seed."""
-    kinds = list(dict.fromkeys(_kind_and_seed(run)[0] for run in study.runs))
-    seeds = sorted({_kind_and_seed(run)[1] for run in study.runs})
-    gains = {"best-of-N": "best_of_n", "weighted voting": "weighted_voting"}
+    """Every kind of reward model: recall@1 in validation, and its paired gains over voting by seed."""
+    kinds = runs_of_kinds(study)
+    seeds = sorted({seed for runs in kinds.values() for seed in runs})
     header = ["reward model", *(f"recall @ 1, seed {seed}" for seed in seeds)]
-    header += [f"{name} minus voting, seed {seed}" for name in gains for seed in seeds]
-    rows = []
-    for kind in kinds:
-        runs = {seed: run for run in study.runs for one, seed in [_kind_and_seed(run)] if one == kind}
-        recalls = [_recall(study, kind, seed) for seed in seeds]
-        rows.append(
-            [
-                f"`{kind}`",
-                *recalls,
-                *(_gain(runs.get(seed), family) for family in gains.values() for seed in seeds),
-            ]
-        )
-    return header, rows
-
-
-def _kind_and_seed(run: KeptRun) -> tuple[str, str]:
-    kind, _, seed = run.name.rpartition("-")
-    return kind, seed
+    header += [f"{name} minus voting, seed {seed}" for name in GAINS for seed in seeds]
+    return header, [
+        [
+            f"`{kind}`",
+            *(_recall(study, kind, seed) for seed in seeds),
+            *(points(gain(runs[seed], name) if seed in runs else None) for name in GAINS for seed in seeds),
+        ]
+        for kind, runs in kinds.items()
+    ]
 
 
 def _recall(study: KeptStudy, kind: str, seed: str) -> str:
     best = study.trainings.get(f"rm-{kind}-{seed}", {}).get("best")
     return "" if best is None else f"{100 * best['value']:.1f}"
-
-
-def _gain(run: KeptRun | None, family: str) -> str:
-    """The paired difference to voting over all rollouts, of the first aggregation of a family."""
-    if run is None:
-        return ""
-    found = next((row for row in results(run.metrics) if row.strategy.method.startswith(family)), None)
-    return "" if found is None else points(found.difference)
 
 
 TABLES: dict[str, Callable[[KeptStudy], Table]] = {
