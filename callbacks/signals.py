@@ -54,6 +54,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.signum: int | None = None  # the first that came
         self.patience = 5.0
+        self.is_requested = False  # by this process itself, as another is missing: no signal came from outside
         self._held, self._raised, self._deadline = False, False, 0.0
         self._done = threading.Event()  # set while nobody listens
         self._done.set()
@@ -66,7 +67,8 @@ class StopSignals:
             yield
             return
         signals = {*_ALWAYS, *requeue_signals()}
-        self.signum, self.patience, self._held, self._raised = None, 5.0, False, False
+        self.signum, self.patience, self.is_requested = None, 5.0, False
+        self._held, self._raised, self._deadline = False, False, 0.0
         self._done = done = threading.Event()
         handlers = {signum: signal.signal(signum, self._handle) for signum in signals}
         reader, writer = os.pipe()
@@ -106,8 +108,8 @@ class StopSignals:
         Raises:
             StoppedBySignal: Always.
         """
+        self._deadline = time.monotonic() + _END_WITHIN  # first: the thread looks at it once the stop is raised
         self.signum, self._raised, self._held = signum, True, False
-        self._deadline = time.monotonic() + _END_WITHIN
         raise StoppedBySignal(signum, kept)
 
     def allow(self, seconds: float) -> None:
@@ -117,7 +119,7 @@ class StopSignals:
     def request(self, signum: int, patience: float) -> None:
         """For threads: the signal comes to the main thread, which has so many seconds to a safe point."""
         if not self._done.is_set():
-            self.patience = patience
+            self.patience, self.is_requested = patience, self.signum is None
             os.kill(os.getpid(), signum)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
@@ -129,22 +131,36 @@ class StopSignals:
         """Waits for the first of the signals; then until the process has had its time to stop."""
         while (data := os.read(reader, 1)) and data[0] not in signals:
             pass
-        if data:
-            self._deadline = time.monotonic() + (self.patience if self._held else 0.0)
-            self._await_deadline(done)
-            if not self._raised and not done.is_set():  # no safe point came
-                self._deadline, self._held = time.monotonic() + _RAISED_WITHIN, False
-                os.kill(os.getpid(), data[0])
-            self._await_deadline(done)
-            if not done.is_set():
-                self._end(data[0])
+        if data and not self._stops(done, data[0]):
+            self._end(data[0])
         while data:
             data = os.read(reader, 1)
         os.close(reader)
 
-    def _await_deadline(self, done: threading.Event) -> None:
+    def _stops(self, done: threading.Event, signum: int) -> bool:
+        """Whether the process has stopped by itself, its files closed, in its time."""
+        if not self._is_stopping(done, signum):
+            return False
         while not done.is_set() and time.monotonic() < self._deadline:
             done.wait(0.1)
+        return done.is_set()
+
+    def _is_stopping(self, done: threading.Event, signum: int) -> bool:
+        """Waits for the stop to be raised, and has it raised where no safe point comes; false where that does nothing."""
+        if not self._held:
+            return self._is_raised_within(_RAISED_WITHIN, done)
+        if self._is_raised_within(self.patience, done):
+            return True
+        self._held = False
+        os.kill(os.getpid(), signum)
+        return self._is_raised_within(_RAISED_WITHIN, done)
+
+    def _is_raised_within(self, seconds: float, done: threading.Event) -> bool:
+        """The main thread alone sets the deadline of a write (`allow`) and of what follows the stop."""
+        until = time.monotonic() + seconds
+        while not (self._raised or done.is_set()) and time.monotonic() < max(until, self._deadline):
+            done.wait(0.1)
+        return self._raised or done.is_set()
 
     @staticmethod
     def _end(signum: int) -> None:

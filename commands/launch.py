@@ -111,7 +111,7 @@ class RankLauncher(_SubprocessScriptLauncher):
             result = function(*args, **kwargs)
         except BaseException as error:
             done.set()
-            died = None if isinstance(error, UserError) else dead_rank(self.procs, wait=2.0)
+            died = None if is_own_end(error) else dead_rank(self.procs, wait=2.0)
             asked = asked_of(self.procs)
             end(self.procs)
             if died is not None:
@@ -150,6 +150,11 @@ def dead_rank(processes: Sequence[subprocess.Popen[bytes]], wait: float = 0.0) -
         if dead or any(codes) or time.monotonic() >= deadline:
             return dead[0] if dead else None
         time.sleep(0.1)
+
+
+def is_own_end(error: BaseException) -> bool:
+    """Whether this process ends for a reason of its own, bad input or a signal: that others lose it then is no news."""
+    return isinstance(error, UserError) or (isinstance(error, StoppedBySignal) and not STOP.is_requested)
 
 
 def asked_of(processes: Sequence[subprocess.Popen[bytes]]) -> signal.Signals | None:

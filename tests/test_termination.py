@@ -213,6 +213,22 @@ def test_a_wait_for_a_rank_that_was_asked_to_stop_is_no_failure(capsys, lost):
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
+def test_a_rank_that_has_lost_a_stopped_one_is_not_taken_for_the_cause(capsys):
+    """Rank 0 gets the signal alone; rank 1 loses its connection, and ends with an error, before rank 0 has closed its files."""
+    child = python("import sys; sys.exit(1)")
+    launcher = RankLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher._call_children_scripts = lambda: launcher.procs.append(child)  # type: ignore[method-assign]
+
+    def stopped() -> None:
+        try:
+            send(signal.SIGTERM)
+        finally:
+            child.wait()
+
+    assert main_guard(lambda: launcher.launch(stopped)) == 143
+    assert "stopped by SIGTERM" in capsys.readouterr().err
+
+
 # Two processes ------------------------------------------------------------------------------------------------------
 
 
