@@ -78,13 +78,14 @@ def threads_without_room() -> Iterator[None]:
 
 
 # As the library of collective calls words it; which of them comes depends on how far the other rank was.
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_LOST = ("Connection closed by peer", "Connection reset by peer")
 
 
 def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective call has failed because another rank is gone; torch has no one class for it."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    return "DistNetworkError" in names or any(words in str(error) for words in _LOST)
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)  # a download's is an OSError
+    return "DistNetworkError" in names or said
 
 
 def write_in_any_encoding() -> None:
