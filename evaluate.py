@@ -8,14 +8,18 @@ import sys
 from importlib import import_module
 
 from commands.guard import main_guard
+from commands.importing import importing
 from commands.subcommands import SUBCOMMANDS
 
 
 def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in SUBCOMMANDS:
-        import_module(f"commands.{sys.argv[1]}").main(sys.argv[2:])
+        with importing():
+            command = import_module(f"commands.{sys.argv[1]}")
+        command.main(sys.argv[2:])
         return
-    from commands.evaluate import EvaluationCLI
+    with importing():
+        from commands.evaluate import EvaluationCLI
 
     EvaluationCLI().run()
 

@@ -1,10 +1,12 @@
 """Trains a latent reasoning or reward model: `python train.py fit --config configs/train/tiny-coconut.yaml`."""
 
 from commands.guard import main_guard
+from commands.importing import importing
 
 
 def main() -> None:
-    from commands.train import TrainingCLI
+    with importing():
+        from commands.train import TrainingCLI
 
     TrainingCLI()
 

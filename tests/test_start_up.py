@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,3 +81,34 @@ def test_help_of_training_lists_the_trainings_and_short_names_work_in_a_fresh_pr
         assert f"{name}Module:" in listed
     assert "BackboneModule:" not in listed and "ParallelTTSModule" not in listed
     assert "--model.curriculum.cot_epochs" in told[200, "train.py fit --model.help CoconutModule"].text
+
+
+def test_the_collector_is_off_while_large_packages_are_imported_and_back_on_afterwards_even_when_that_fails():
+    told = run(
+        """
+        import gc
+        from commands.importing import importing
+        try:
+            with importing():
+                inside = gc.isenabled()
+                import json.no_such_module
+        except ImportError:
+            print(inside, gc.isenabled(), gc.get_freeze_count() > 0)
+        """
+    )
+    assert told == "False True True"
+
+
+def test_the_collector_stays_as_somebody_else_has_set_it():
+    told = run(
+        "import gc; gc.disable()\nfrom commands.importing import importing\nwith importing(): pass\nprint(gc.isenabled())"
+    )
+    assert told == "False"
+
+
+def run(program: str) -> str:
+    """What a program prints in a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    return done.stdout.strip()
