@@ -112,6 +112,11 @@ class StopSignals:
         self.signum, self._raised, self._held = signum, True, False
         raise StoppedBySignal(signum, kept)
 
+    @property
+    def was_raised(self) -> int | None:
+        """The signal that has been raised since `listen`; None where none has."""
+        return self.signum if self._raised else None
+
     def allow(self, seconds: float) -> None:
         """A write has begun that may take this long: the process is not ended meanwhile."""
         self._deadline = time.monotonic() + seconds

@@ -42,6 +42,12 @@ def main_guard(run: Callable[[], object]) -> int:
         request_requeue(stopped.signum)
         return int(str(stopped.code))
     except Exception as error:
+        if (
+            signum := STOP.was_raised
+        ) is not None:  # what it interrupted, such as an import in C, made another error of it
+            report_error(f"{StoppedBySignal(signum).sentence} ({type(error).__name__}: {one_line(error)})")
+            request_requeue(signum)
+            return int(str(StoppedBySignal(signum).code))
         if STARTER.has_died():  # whatever went wrong, the cause is that a rank is missing
             return RankDied.exit_code
         if rank() and is_lost_connection(error):  # rank 0 ends, and says why
@@ -116,7 +122,7 @@ def rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
 
 
-def one_line(error: UserError) -> str:
+def one_line(error: Exception) -> str:
     """The error's sentence; a data-loader worker wraps it in its own traceback, whose last paragraph is the sentence."""
     text = str(error).strip()
     marker = f"{UserError.__module__}.{UserError.__qualname__}: "

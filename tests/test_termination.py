@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,37 @@ def test_a_signal_in_a_commands_last_moments_does_not_end_with_0(capsys):
 
     assert main_guard(run) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_signal_that_a_package_has_turned_into_an_error_of_its_own_stops_the_command_all_the_same(capsys):
+    def run():
+        try:
+            send(signal.SIGTERM)
+        except StoppedBySignal:
+            raise ImportError("cannot load a module twice") from None
+
+    assert main_guard(run) == 143
+    said = capsys.readouterr().err
+    assert "stopped by SIGTERM" in said and "cannot load a module twice" in said and "Traceback" not in said
+
+
+def test_a_signal_that_comes_during_the_imports_stops_the_command_when_they_are_over():
+    program = """
+        import os, signal, sys
+        from commands.guard import main_guard
+        from commands.importing import importing
+
+        def run():
+            with importing():
+                os.kill(os.getpid(), signal.SIGTERM)
+                print("imported")
+            print("begun")
+
+        sys.exit(main_guard(run))
+        """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (143, "imported\n")
 
 
 def test_a_signal_that_finds_no_safe_point_stops_the_command_all_the_same():
