@@ -38,26 +38,37 @@ def main_guard(run: Callable[[], object]) -> int:
         report_error(one_line(error), everywhere=True)
         return error.exit_code
     except StoppedBySignal as stopped:
-        report_error(stopped.sentence)
-        request_requeue(stopped.signum)
-        return int(str(stopped.code))
+        return end_stopped(stopped)
     except Exception as error:
-        if (
-            signum := STOP.was_raised
-        ) is not None:  # what it interrupted, such as an import in C, made another error of it
-            report_error(f"{StoppedBySignal(signum).sentence} ({type(error).__name__}: {one_line(error)})")
-            request_requeue(signum)
-            return int(str(StoppedBySignal(signum).code))
-        if STARTER.has_died():  # whatever went wrong, the cause is that a rank is missing
-            return RankDied.exit_code
-        if rank() and is_lost_connection(error):  # rank 0 ends, and says why
-            print(f"rank {rank()} stops: its connection to another rank was lost", file=sys.stderr, flush=True)
-            return RankDied.exit_code
-        if (why := no_room(error)) is None:
+        if (code := end_of(error)) is None:
             raise
+        return code
+    return 0
+
+
+def end_stopped(stopped: StoppedBySignal, by: str = "") -> int:
+    """Says that a signal has ended the run, and has SLURM run it again where that is wanted; the exit code."""
+    report_error(stopped.sentence + by)
+    request_requeue(stopped.signum)
+    return int(str(stopped.code))
+
+
+def end_of(error: Exception) -> int | None:
+    """Says why the run ends with an error that is no defect of the program; the exit code, None where it is one."""
+    if (signum := STOP.was_raised) is not None:  # what it interrupted, such as an import in C, made another error of it
+        return end_stopped(StoppedBySignal(signum), f" ({type(error).__name__}: {one_line(error)})")
+    if STARTER.has_died():  # whatever went wrong, the cause is that a rank is missing
+        return RankDied.exit_code
+    if is_lost_connection(error):
+        if rank():  # rank 0 ends, and says why
+            print(f"rank {rank()} stops: its connection to another rank was lost", file=sys.stderr, flush=True)
+        else:  # srun or torchrun has started the others and says which of them has died
+            report_error("another rank or its node has died, see the lines around; the same command goes on from here")
+        return RankDied.exit_code
+    if (why := no_room(error)) is not None:
         report_error(f"cannot go on ({why}): make room or mend that, and the same command goes on", everywhere=True)
         return UserError.exit_code
-    return 0
+    return None
 
 
 @contextmanager
@@ -83,8 +94,8 @@ def threads_without_room() -> Iterator[None]:
         raise failed[0]
 
 
-# As the library of collective calls words it; which of them comes depends on how far the other rank was.
-_LOST = ("Connection closed by peer", "Connection reset by peer")
+# As the libraries of collective calls (gloo, NCCL) word it; which of them comes depends on how far the other rank was.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "remote process exiting prematurely")
 
 
 def is_lost_connection(error: BaseException) -> bool:

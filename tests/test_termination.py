@@ -245,6 +245,17 @@ def test_a_wait_for_a_rank_that_was_asked_to_stop_is_no_failure(capsys, lost):
     assert "stopped by SIGTERM" in capsys.readouterr().err
 
 
+def test_rank_0_whose_launcher_is_another_says_in_one_line_that_a_rank_has_died(capsys):
+    def waiting() -> None:
+        raise RuntimeError(
+            "[pair.cc:553] Connection closed by peer [127.0.0.1]:2749. Check the logs of the remote worker"
+        )
+
+    assert main_guard(waiting) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "another rank" in said
+
+
 def test_a_rank_that_has_lost_a_stopped_one_is_not_taken_for_the_cause(capsys):
     """Rank 0 gets the signal alone; rank 1 loses its connection, and ends with an error, before rank 0 has closed its files."""
     child = python("import sys; sys.exit(1)")
