@@ -22,6 +22,8 @@ _LOOK_EVERY = 0.5  # seconds
 _END_WITHIN = 15.0  # seconds that the other ranks have after one has died
 _ASKED = (130, 143, *(-number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)))
 
+_INTERACTIVE = "srun in an interactive job"
+
 
 @dataclass(frozen=True)
 class Started:
@@ -42,7 +44,10 @@ def started_processes(environment: Mapping[str, str]) -> Started | None:
     if "TORCHELASTIC_RUN_ID" in environment:
         processes = number("WORLD_SIZE")
         return Started("torchrun", processes, max(1, processes // max(1, number("LOCAL_WORLD_SIZE", processes))))
-    if "SLURM_NTASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+    if environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):  # Lightning takes such a job for a terminal
+        if number("SLURM_STEP_NUM_TASKS") > 1:
+            return Started(_INTERACTIVE, number("SLURM_STEP_NUM_TASKS"), number("SLURM_STEP_NUM_NODES"))
+    elif "SLURM_NTASKS" in environment:
         return Started("SLURM", number("SLURM_NTASKS"), number("SLURM_NNODES", number("SLURM_JOB_NUM_NODES")))
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if name in environment:
@@ -57,6 +62,11 @@ def check_processes(trainer: Trainer) -> None:
         UserError: A launcher has started another number of processes than the trainer's options name.
     """
     started = started_processes(os.environ)
+    if started is not None and started.launcher == _INTERACTIVE:
+        raise UserError(
+            f"srun has started {started.processes} tasks in an interactive job, which do not find one another: name the job "
+            "(salloc --job-name NAME), or start without srun on one node."
+        )
     if started is None or started.processes == trainer.world_size:
         return
     if started.launcher == "mpirun" and started.processes > 1:

@@ -190,6 +190,9 @@ def test_a_refused_requeue_is_reported(scontrol, tmp_path, capsys):
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "x"}
+# as SLURM 22.05 sets them, in the shell of salloc and in a task of srun in it
+SALLOC = {"SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "interactive"}
+STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
 
 
 @pytest.mark.parametrize(
@@ -199,6 +202,10 @@ SLURM = {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "x"}
         (SLURM, Started("SLURM", 8, 2)),
         (SLURM | TORCHRUN, Started("torchrun", 8, 2)),
         (SLURM | {"SLURM_JOB_NAME": "bash"}, None),
+        (SALLOC, None),
+        (SALLOC | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_NUM_NODES": "1"}, None),
+        (SALLOC | STEP, Started("srun in an interactive job", 4, 2)),
+        (SALLOC | STEP | TORCHRUN, Started("torchrun", 8, 2)),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, Started("mpirun", 4, 1)),
         ({"WORLD_SIZE": "2"}, Started("WORLD_SIZE", 2, 1)),
         ({}, None),
@@ -216,6 +223,7 @@ def test_what_has_started_the_processes_is_read_from_the_environment(environment
             "torchrun has started 8 processes, but the options name 1: give --trainer.devices 4 --trainer.num_nodes 2",
         ),
         (SLURM, "The SLURM job has 8 tasks, but the options name 1: give --trainer.devices 4 --trainer.num_nodes 2"),
+        (SALLOC | STEP, "srun has started 4 tasks in an interactive job"),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, "use torchrun or srun"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE says 2 processes, but the options name 1"),
     ],
