@@ -28,7 +28,7 @@ _RAISED_WITHIN = 5.0  # seconds until it is, where nothing holds it back: longer
 def requeue_signals() -> set[signal.Signals]:
     """Those after which SLURM is asked to run the job again: by default the two that a batch file's --signal names.
 
-    SIGTERM is not one of them: `scancel` sends it, and a pre-emption that requeues does so itself.
+    SIGTERM is not one of them: `scancel` sends it. What it asks for in a pre-emption, `commands/requeue.py` asks SLURM.
 
     Raises:
         UserError: The variable names something else than a signal.

@@ -5,21 +5,20 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from callbacks.signals import STOP, requeue_signals
+from callbacks.signals import STOP
+from commands.ranks import rank, report_error
+from commands.requeue import request_requeue
 from latent_tts.errors import RankDied, StoppedBySignal, UserError
 from latent_tts.files.whole import no_room
 
 _LOOK_EVERY = 0.5  # seconds
-_RANK_ZERO_SECONDS = 3.0  # that another rank waits before it reports an error that rank 0 does not have
 
 
 def main_guard(run: Callable[[], object]) -> int:
@@ -112,27 +111,6 @@ def write_in_any_encoding() -> None:
             stream.reconfigure(errors="replace")
 
 
-def report_error(sentence: str, everywhere: bool = False) -> None:
-    """Prints `error: sentence` on stderr, once however many processes a run has.
-
-    Args:
-        sentence: What to say.
-        everywhere: Whether another rank than 0 says it too, where rank 0 does not end it before.
-    """
-    if rank() == 0:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-    elif everywhere:
-        time.sleep(_RANK_ZERO_SECONDS)
-        print(f"error (rank {rank()}): {sentence}", file=sys.stderr, flush=True)
-
-
-def rank() -> int:
-    """This process' number among those of the run, as its starter (torchrun, srun, Lightning) has told it."""
-    if "SLURM_PROCID" in os.environ and "RANK" not in os.environ and "LOCAL_RANK" not in os.environ:
-        return int(os.environ["SLURM_PROCID"])
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-
-
 def one_line(error: Exception) -> str:
     """The error's sentence; a data-loader worker wraps it in its own traceback, whose last paragraph is the sentence."""
     text = str(error).strip()
@@ -165,27 +143,3 @@ class Starter:
 
 
 STARTER = Starter()
-
-
-def request_requeue(signum: int) -> None:
-    """Asks SLURM to run this job again, where there is one and the signal stands for it; a refusal is reported."""
-    job = slurm_job()
-    if job is None or rank() != 0 or signum not in requeue_signals():
-        return
-    if shutil.which("scontrol") is None:
-        report_error(f"scontrol is not in PATH, so that job {job} was not requeued: submit it again")
-        return
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    if done.returncode:
-        report_error(f"SLURM did not requeue job {job}: {' '.join(done.stderr.split())}")
-    else:
-        print(f"SLURM has requeued job {job}", file=sys.stderr, flush=True)
-
-
-def slurm_job() -> str | None:
-    """The job's number as scontrol takes it, N_M for an element of an array; None outside of a batch job."""
-    if os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-        return None
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    return os.environ.get("SLURM_JOB_ID")

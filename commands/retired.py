@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from commands.guard import rank
+from commands.ranks import rank
 
 RETIRED = {"--model.num_bootstrap": "intervals are closed forms now (docs/strategies.md)"}
 

@@ -24,8 +24,8 @@ from commands.base import CommandLine
 from commands.catalogue import classes_below, import_named
 from commands.curves import RunCurves
 from commands.explain import explain, mentioned
-from commands.guard import rank
 from commands.help import offer, show_trainer_options
+from commands.ranks import rank
 from commands.training_folder import TrainingFolder, checked, default_folder, settings_of
 from latent_tts import __version__
 from latent_tts.errors import UserError

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from commands.evaluate import EvaluationCLI
-from commands.guard import main_guard, request_requeue, slurm_job
+from commands.guard import main_guard
 from commands.launch import Started, check_processes, started_processes
+from commands.requeue import request_requeue, slurm_job
 from latent_tts.errors import UserError
 from tests.training import make_trainer
 
@@ -146,7 +147,29 @@ def test_a_signal_that_a_batch_file_names_gives_the_job_back_to_the_queue(scontr
 
 def test_scancel_and_ctrl_c_do_not_requeue(scontrol):
     assert (stopped_by(signal.SIGTERM), stopped_by(signal.SIGINT)) == (143, 130)
-    assert scontrol.read_text() == ""
+    assert "requeue" not in scontrol.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "variable", "requeued"),
+    [
+        ("JobState=RUNNING Reason=None\n PreemptEligibleTime=2026-11-27T18:10:16 PreemptTime=2026-11-27T18:10:22", None, True),
+        ("JobState=RUNNING Reason=None\n PreemptEligibleTime=2026-11-27T18:10:16 PreemptTime=2026-11-27T18:10:22", "USR1", False),
+        ("JobState=RUNNING Reason=None\n PreemptEligibleTime=2026-11-27T18:10:38 PreemptTime=None", None, False),
+        ("JobState=COMPLETING Reason=None\n Requeue=1 Restarts=1 BatchFlag=1", None, False),
+        ("", None, False),
+    ],
+    ids=["with time to end", "other signals named", "scancel", "requeued by SLURM", "unknown"],
+)  # fmt: skip
+def test_a_preempted_job_goes_back_to_the_queue_where_slurm_would_take_its_end_for_a_failure(
+    said, variable, requeued, scontrol, tmp_path, monkeypatch
+):
+    """What `scontrol show job` of SLURM 22.05 says while the job has SIGTERM."""
+    fake(tmp_path, "scontrol", f"#!/bin/sh\necho \"$*\" >> '{scontrol}'\n[ $1 = show ] && echo '{said}'\nexit 0\n")
+    if variable is not None:
+        monkeypatch.setenv("LATENT_TTS_REQUEUE_ON", variable)
+    assert stopped_by(signal.SIGTERM) == 143
+    assert ("requeue 4711" in scontrol.read_text()) == requeued
 
 
 def test_the_signals_of_a_requeue_can_be_named(scontrol, monkeypatch):
