@@ -3,6 +3,7 @@
     python -m tests.soak kills --kills 40 --minutes 60      random signals at random moments, on evaluation, annotation, training
     python -m tests.soak kills --kills 20 --only evaluation --processes 2 --signals SIGTERM
     python -m tests.soak disk                               a full disk, on a tmpfs; needs root
+    python -m tests.soak slurm --folder DIR --preempting P  the batch files under SLURM; DIR is seen by two nodes
 
 Not part of the suite, which runs a few rounds of it (tests/test_soak.py). It takes hours where it is let, and stops at the
 number of kills or the minutes given. Every round starts a command in a new folder, sends it signals one run after the other,
