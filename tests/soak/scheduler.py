@@ -1,4 +1,4 @@
-"""The batch files under a real SLURM: jobs that are signalled, cancelled, killed and pre-empted end with the files of an undisturbed run."""
+"""The batch files under a real SLURM: jobs that are signalled, cancelled, killed, pre-empted end with the files of any run."""
 
 from __future__ import annotations
 
