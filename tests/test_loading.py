@@ -149,3 +149,9 @@ def test_any_causal_lm_becomes_a_backbone(layout, tiny_causal_lm, tiny_tokenizer
     assert backbone.encode_prompts(["hm"])[0][-1] == backbone.tokenizer.get_vocab()["<|start-latent|>"]
     backbone.save_pretrained(tmp_path)
     assert load_backbone(tmp_path).fingerprint() == backbone.fingerprint()
+
+
+def test_a_saved_tokenizer_does_not_say_how_it_was_read(tiny_checkpoint, tmp_path):
+    """Offline or not, from a hub or a folder: an export has the same bytes everywhere."""
+    load_backbone(tiny_checkpoint).save_pretrained(tmp_path)
+    assert not {"is_local", "local_files_only"} & json.loads((tmp_path / "tokenizer_config.json").read_text()).keys()

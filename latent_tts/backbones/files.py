@@ -78,19 +78,25 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     if (folder / "tokenizer.json").exists():
         try:
             # Read as it stands: the class named in tokenizer_config.json may rebuild the tokenizer with other rules.
-            tokenizer: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(folder)
-            return tokenizer
+            return _of_any_machine(PreTrainedTokenizerFast.from_pretrained(folder))
         except Exception as error:  # the library's reader raises bare exceptions
             raise UserError(
                 f"The tokenizer of {folder} cannot be read ({in_short(error)}): copy tokenizer.json and tokenizer_config.json "
                 "of the model into it again."
             ) from error
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return _of_any_machine(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:
         raise UserError(
             f"{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json into it."
         ) from error
+
+
+def _of_any_machine(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Without how it was read (offline or not), which transformers would write into tokenizer_config.json when it is saved."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def read_config(folder: Path) -> Any:
