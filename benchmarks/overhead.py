@@ -24,7 +24,8 @@ from benchmarks.common import arguments, show, validation_problems
 from benchmarks.timing import machine
 from latent_tts.aggregation import AGGREGATIONS
 from latent_tts.evaluation import evaluator
-from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path, read_records
+from latent_tts.evaluation.prediction_files import RecordWriter, prediction_files, prediction_path
+from latent_tts.evaluation.record_reading import read_records
 from latent_tts.problems import Problem
 from latent_tts.sampling import AdditiveGaussianNoise
 from lightning_modules.parallel_tts_module import ParallelTTSModule

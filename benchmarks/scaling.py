@@ -3,9 +3,9 @@
     python -m benchmarks.scaling                                       # a million problems x 1,024 rollouts on 64 GPUs
     python -m benchmarks.scaling --problems 1319 --rollouts 64 --ranks 1 --rate 61
 
-What a record takes - bytes on disk, processor seconds to write, to read back and to sum up - is measured on made-up records of
-the asked size; rollouts a second of a device (--rate) is an assumption, and named as such in the table. Everything else is
-arithmetic, and each row says which.
+What a record takes - bytes on disk, processor seconds to write, to read back, to sum up, and to hold for a report's table and
+page - is measured on made-up records of the asked size; rollouts a second of a device (--rate) is an assumption, and named as
+such in the table. Everything else is arithmetic, and each row says which.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.common import arguments, show
 from latent_tts.aggregation import AGGREGATIONS
 from latent_tts.evaluation.problem_values import choose
 from latent_tts.evaluation.records import AnswerRecord, Record, RolloutRecord, TokenSteps
+from latent_tts.evaluation.report import ReportRecords
 from latent_tts.evaluation.summary import EvaluationMetrics
 
 QUESTION = (
@@ -28,6 +29,11 @@ QUESTION = (
 )
 ID_BYTES = 160
 """Bytes that the set of finished problems takes for each: an id of 64 characters as a Python string, its place in the set."""
+
+SCORE_BYTES = 9
+"""Bytes that a rollout takes in the table of the figures: its last score, whether it is right, its problem."""
+CORES = 16
+"""Of the machine that a report is made on anew."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Costs:
     read: float
     choose: float
     sum_up: float
+    hold: float
 
 
 @dataclass(frozen=True)
@@ -85,14 +92,17 @@ def measured(num_rollouts: int, num_latents: int, count: int) -> Costs:
     reading, again = seconds(lambda line: Record.from_json(json.loads(line)), lines)
     metrics.update(again[0])  # tables of binomials are made once
     summing, _ = seconds(metrics.update, again)
-    return Costs(sum(map(len, lines)) / count, writing, reading, choosing, summing)
+    held = ReportRecords(metrics.choosing(num_rollouts), "tolerance")
+    holding, _ = seconds(lambda records: ([held.add(one) for one in records], held.rows.table()), [again])
+    return Costs(sum(map(len, lines)) / count, writing, reading, choosing, summing, holding / count)
 
 
 def table(plan: Plan, costs: Costs) -> list[dict[str, Any]]:
     """Quantity, value, and where it comes from."""
     share = plan.problems / plan.ranks  # problems of a rank
     drawing = share * plan.rollouts / plan.rate
-    host = share * (costs.write + costs.choose + costs.sum_up)
+    again = costs.read + costs.sum_up + costs.hold  # of a record on disk, for a report
+    host = share * (costs.write + costs.choose + again)
     rows = [
         ("rollouts", plan.problems * plan.rollouts, "problems x rollouts"),
         ("record, KB", costs.line_bytes / 1e3, "measured"),
@@ -101,17 +111,20 @@ def table(plan: Plan, costs: Costs) -> list[dict[str, Any]]:
         ("records of a file, GB", share * costs.line_bytes / 1e9, "records / ranks: one file a rank"),
         ("latents if kept in bfloat16, TB", 2e-12 * plan.problems * plan.rollouts * plan.latents * plan.width,
          "2 bytes x problems x rollouts x latents x width"),
-        ("finished set of a rank, MB", plan.problems * ID_BYTES / 1e6, f"problems x {ID_BYTES} B: each reads the records of all"),
+        ("finished set of a rank, MB", plan.problems * ID_BYTES / 1e6, f"problems x {ID_BYTES} B: each knows the ids of all"),
+        ("scores for the figures on rank 0, GB", plan.problems * plan.rollouts * SCORE_BYTES / 1e9,
+         f"problems x rollouts x {SCORE_BYTES} B"),
         ("drawing, h", drawing / 3600, f"problems / ranks x rollouts / {plan.rate:g} a second (assumed)"),
-        ("records of a rank: chosen, written, summed, h", host / 3600, "measured seconds x problems / ranks, one thread"),
+        ("records of a rank: chosen, written, read, summed, held, h", host / 3600, "seconds x problems / ranks, one thread"),
         ("  of it chosen, s a record", costs.choose, "measured"),
         ("  of it written, s a record", costs.write, "measured"),
+        ("  of it read back, s a record", costs.read, "measured"),
         ("  of it summed up, s a record", costs.sum_up, "measured"),
+        ("  of it held for table, page and events, s a record", costs.hold, "measured"),
         ("share of the host in drawing, %", 100 * host / drawing, "quotient"),
-        ("a resume reads every record, h", plan.problems * (costs.read + costs.sum_up / plan.ranks) / 3600,
-         "each rank: read (measured) x problems, summed up x its own"),
-        ("report from records, one process, h", plan.problems * (costs.read + costs.sum_up) / 3600,
-         "(read + summed up) x problems"),
+        ("a resume reads its share, h", share * costs.read / 3600, "read (measured) x problems / ranks"),
+        ("report from records, one process, h", plan.problems * again / 3600, "(read + summed up + held) x problems"),
+        (f"report from records, {CORES} processes, h", plan.problems * again / CORES / 3600, "the same / processes"),
     ]  # fmt: skip
     return [{"quantity": name, "value": value, "from": origin} for name, value, origin in rows]
 

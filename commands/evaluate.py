@@ -93,7 +93,7 @@ class EvaluationCLI(CommandLine):
         )
         bar = [] if self.config.trainer.enable_progress_bar is False else [problem_progress()]
         writer = PredictionWriter(self.output, settings, self.parser.dump(self.config, skip_none=False))
-        report = ScalingReport(self.output, self.data_options())
+        report = ScalingReport(writer, self.data_options())
         # in the order of their work
         callbacks = [OneRunAtATime(self.output), writer, *bar, report, LiveMetrics()]
         given = {**self._get(self.config_init, "trainer"), **kwargs}

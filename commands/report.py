@@ -38,14 +38,14 @@ def report_run(
         out: Where the files go; by default the run's own folder, and nowhere where something is other than in the run.
     """
     from latent_tts.evaluation.remake import Reading, ReadRun
-    from latent_tts.evaluation.report import ReportRecords, print_tables, write_report
+    from latent_tts.evaluation.report import empty_summary, print_tables, summarise, write_report
 
     reading = Reading(aggregations, answer_rule, ks)
     read = ReadRun(run, reading)
     folder = run if out is None and not reading.changed else out
-    records = ReportRecords(read.strategies, read.answer_rule)
-    metrics = read.metrics(take=None if folder is None else records.add)
-    diagnoses = [] if folder is None else write_report(metrics, folder, records, read.described)
+    summary = summarise(read, empty_summary(read, with_files=folder is not None))
+    metrics = read.content(summary.metrics)
+    diagnoses = [] if folder is None else write_report(metrics, folder, summary.held, read.described)
     print_tables(metrics, folder, diagnoses)
     if folder is None:
         print(f"{run} is as it was: give --out FOLDER to keep this report.")

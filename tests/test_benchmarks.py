@@ -134,14 +134,15 @@ def test_every_benchmark_is_run_here():
 
 
 def test_a_plan_is_arithmetic_on_what_a_record_costs():
-    """1,000 problems x 10 rollouts by 4 devices that draw 5 a second: 500 s each, and 250 records of 0.1 s; 2 MB on disk."""
-    costs = scaling.Costs(line_bytes=2000.0, write=0.03, read=0.01, choose=0.02, sum_up=0.05)
+    """1,000 problems x 10 rollouts by 4 devices that draw 5 a second: 500 s each, and 250 records of 0.12 s; 2 MB on disk."""
+    costs = scaling.Costs(line_bytes=2000.0, write=0.03, read=0.01, choose=0.02, sum_up=0.05, hold=0.01)
     plan = scaling.Plan(problems=1000, rollouts=10, latents=6, width=8, ranks=4, rate=5.0)
     found = {row["quantity"]: row["value"] for row in scaling.table(plan, costs)}
     assert found["records, TB"] == pytest.approx(2e-6)
     assert found["drawing, h"] == pytest.approx(500 / 3600)
-    assert found["share of the host in drawing, %"] == pytest.approx(5.0)
+    assert found["share of the host in drawing, %"] == pytest.approx(6.0)
     assert found["latents if kept in bfloat16, TB"] == pytest.approx(2e-12 * 10_000 * 48)
-    assert found["report from records, one process, h"] == pytest.approx(60 / 3600)
+    assert found["report from records, one process, h"] == pytest.approx(70 / 3600)
+    assert found["a resume reads its share, h"] == pytest.approx(2.5 / 3600)
     real = scaling.measured(4, 3, 2)
     assert real.line_bytes > 500 and min(vars(real).values()) >= 0

@@ -14,14 +14,14 @@ from latent_tts.evaluation.finished_problems import FinishedProblems, Golds
 from latent_tts.evaluation.prediction_files import (
     RecordWriter,
     cut_torn_line,
-    prediction_files,
     prediction_path,
-    read_records,
     rewrite_records,
 )
+from latent_tts.evaluation.record_reading import read_records
 from latent_tts.evaluation.records import Record, rounded, significant
 from latent_tts.evaluation.run_folder import check_folder, write_run
 from latent_tts.evaluation.settings import differences, flatten
+from tests.ranks import in_ranks
 from tests.records import make_record
 
 RECORDS = [replace(make_record(i), question="Wie viele Äpfel? {}") for i in range(3)]
@@ -36,6 +36,16 @@ def write(path: Path, records) -> None:
     for record in records:
         writer.append(record)
     writer.close()
+
+
+def finished(output: Path, golds: Golds | None, world_size: int) -> tuple[list[FinishedProblems], list[Record]]:
+    """What every rank knows when a run goes on, and all that they have counted."""
+    counted: list[Record] = []
+    ranks = in_ranks(
+        world_size,
+        lambda rank, exchange: FinishedProblems(output, golds, rank, world_size, counted.extend, exchange),
+    )
+    return ranks, counted
 
 
 def test_records_are_read_as_they_were_written(tmp_path):
@@ -110,22 +120,10 @@ def test_two_writers_of_one_file_are_refused(tmp_path):
 def test_every_record_is_counted_by_exactly_one_rank_of_any_world(tmp_path, world_size):
     for rank in range(3):
         write(prediction_path(tmp_path, rank), [named(f"{rank}-{i}") for i in range(rank + 1)])
-    shares = [FinishedProblems(tmp_path, None, rank, world_size) for rank in range(world_size)]
-    counted = [record.problem_id for share in shares for record in share.records_to_count()]
-    assert sorted(counted) == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
-    assert all(share.ids == set(counted) and len(share) == 6 and "2-1" in share for share in shares)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4, 7])
-def test_every_record_is_summed_up_by_exactly_one_rank_and_a_torn_line_by_none(tmp_path, world_size):
-    for rank in range(2):
-        write(prediction_path(tmp_path, rank), [named(f"{rank}-{i}") for i in range(3 + rank)])
-        with prediction_path(tmp_path, rank).open("a") as file:
-            file.write('{"problem_id": "to')
-    files = prediction_files(tmp_path)
-    shares = [[one.problem_id for one in read_records(files, rank, world_size)] for rank in range(world_size)]
-    assert sorted(one for share in shares for one in share) == ["0-0", "0-1", "0-2", "1-0", "1-1", "1-2", "1-3"]
-    assert max(map(len, shares)) - min(map(len, shares)) <= 2  # a file's last record more, at most
+    ranks, records = finished(tmp_path, None, world_size)
+    counted = sorted(record.problem_id for record in records)
+    assert counted == ["0-0", "1-0", "1-1", "2-0", "2-1", "2-2"]
+    assert all(sorted(one.num_rollouts) == counted and len(one) == 6 and "2-1" in one for one in ranks)
 
 
 def test_the_files_of_ranks_that_no_longer_exist_are_mended_too(tmp_path):
@@ -133,18 +131,37 @@ def test_the_files_of_ranks_that_no_longer_exist_are_mended_too(tmp_path):
         write(prediction_path(tmp_path, rank), [named(f"{rank}")])
         with prediction_path(tmp_path, rank).open("a") as file:
             file.write('{"problem_id": "to')
-    for rank in range(2):
-        FinishedProblems(tmp_path, None, rank, world_size=2)
+    finished(tmp_path, None, world_size=2)
     for rank in range(3):
         whole = json.dumps(named(f"{rank}").to_json(), ensure_ascii=False) + "\n"
         assert prediction_path(tmp_path, rank).read_text() == whole
 
 
-def test_a_problem_that_is_there_twice_is_refused(tmp_path):
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_problem_that_is_there_twice_is_refused_by_all_ranks_whichever_have_seen_it(tmp_path, world_size):
     for rank in range(2):
-        write(prediction_path(tmp_path, rank), RECORDS[:1])
-    with pytest.raises(UserError, match="problem-0 twice"):
-        FinishedProblems(tmp_path)
+        write(prediction_path(tmp_path, rank), [named(f"{rank}"), RECORDS[0], named(f"{rank + 10}")])
+
+    def refused(rank, exchange):
+        with pytest.raises(UserError) as error:
+            FinishedProblems(tmp_path, None, rank, world_size, exchange=exchange)
+        return str(error.value)
+
+    (sentence,) = set(in_ranks(world_size, refused))
+    assert "problem-0 twice" in sentence
+
+
+def test_a_damaged_line_of_one_rank_is_refused_by_all(tmp_path):
+    write(prediction_path(tmp_path, 0), RECORDS)
+    prediction_path(tmp_path, 0).write_bytes(b"{\n" + prediction_path(tmp_path, 0).read_bytes())
+
+    def refused(rank, exchange):
+        with pytest.raises(UserError) as error:
+            FinishedProblems(tmp_path, None, rank, 3, exchange=exchange)
+        return str(error.value)
+
+    (sentence,) = set(in_ranks(3, refused))
+    assert "Line 1 of" in sentence
 
 
 def test_a_changed_setting_is_refused_with_its_name_and_both_values(tmp_path):
@@ -219,12 +236,12 @@ def test_corrected_golds_are_judged_anew_and_gone_problems_left_out_whatever_the
     untouched = prediction_path(tmp_path, 0).stat()
     golds = Golds({f"{rank}-{i}": 2.0 if (rank, i) == (1, 0) else 1.0 for rank in range(3) for i in range(2)})
     golds = replace(golds, by_problem={key: gold for key, gold in golds.by_problem.items() if key != "2-1"})
-    shares = [FinishedProblems(tmp_path, golds, rank, world_size=2) for rank in range(2)]
-    counted = {record.problem_id: record for share in shares for record in share.records_to_count()}
-    for share in shares:
-        share.bring_up_to_date()
-        assert (share.num_judged_anew, share.num_gone) == (1, 1)
-        assert "1 record judged anew by a corrected gold answer; 1 record left out" in share.news()
+    ranks, records = finished(tmp_path, golds, world_size=2)
+    counted = {record.problem_id: record for record in records}
+    for one in ranks:
+        one.bring_up_to_date()
+        assert (one.num_judged_anew, one.num_gone) == (1, 1)
+        assert "1 record judged anew by a corrected gold answer; 1 record left out" in one.news()
     assert {key: record.gold for key, record in counted.items()} == golds.by_problem
     on_disk = {record.problem_id: record for record in read_records(prediction_path(tmp_path, r) for r in range(3))}
     assert on_disk == counted and on_disk["1-0"] == named("1-0").judged(2.0, "tolerance")

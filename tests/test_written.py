@@ -13,7 +13,7 @@ from latent_tts.aggregation import MajorityVoting
 from latent_tts.backbones.loading import load_backbone
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.evaluation import report
-from latent_tts.evaluation.prediction_files import read_records
+from latent_tts.evaluation.record_reading import read_records
 from latent_tts.evaluation.summary import EvaluationMetrics
 from tests.records import make_record
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
-from latent_tts.evaluation.prediction_files import (
-    cut_torn_line,
-    prediction_files,
-    prediction_path,
-    read_records,
-    rewrite_records,
-)
+from latent_tts.evaluation.prediction_files import cut_torn_line, files_of_rank, rewrite_records
+from latent_tts.evaluation.ranks import Exchange, all_of, done_by_all
+from latent_tts.evaluation.record_reading import Place, agreed, read_records
 from latent_tts.evaluation.records import Record
 
 
@@ -36,50 +32,82 @@ class Golds:
         return record if gold == record.gold else record.judged(gold, self.rule)
 
 
+@dataclass
+class Notes:
+    """What one rank has seen in its share of the records."""
+
+    num_rollouts: list[tuple[str, int]] = field(default_factory=list)  # of every problem that is up to date, by its id
+    num_judged_anew: int = 0
+    num_gone: int = 0
+    num_unpaired: int = 0
+    outdated: set[Path] = field(default_factory=set)  # files with a record that is not as the data say
+
+
 class FinishedProblems:
     """The problems whose records are on disk: what a resumed run leaves out.
 
     Records of a problem whose gold answer was corrected are judged anew, and those of a problem that is gone are left out, as are
     those that a control has paired with another problem than the data do now, which are drawn again.
 
+    Every rank reads its share of the records once, and all know what each has seen: to make one is a collective.
+
     Args:
         output: The run's folder.
         golds: What the data say now; None takes every record as it is.
-        rank: This process' rank; with world_size, decides which files' records it counts in its metrics.
+        rank: This process' rank.
         world_size: Number of processes.
+        count: Is handed this rank's share of the records, as the data say, to be gone through to their end.
+        exchange: How the ranks hear of each other.
 
     Attributes:
+        num_rollouts: Of every problem, by its id.
         num_judged_anew: Records on disk whose gold answer was another.
         num_gone: Records on disk of problems that are gone.
         num_unpaired: Records on disk of problems that are paired with another one.
+
+    Raises:
+        UserError: A problem is there twice, or a file cannot be read; the same on all ranks.
     """
 
-    def __init__(self, output: Path, golds: Golds | None = None, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        output: Path,
+        golds: Golds | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        count: Callable[[Iterator[Record]], object] = list,
+        exchange: Exchange = all_of,
+    ) -> None:
         self.output, self.golds = output, golds
-        files = prediction_files(output)
-        mine = self._files_to_mend(files, rank, world_size)
+        mine = files_of_rank(output, rank, world_size)
         for path in mine:
             cut_torn_line(path)
-        self.files_to_count = files[rank::world_size]  # every record is counted by exactly one rank
-        self.ids: set[str] = set()
-        self.num_rollouts: dict[str, int] = {}
-        self.num_judged_anew = self.num_gone = self.num_unpaired = 0
-        self._outdated = [path for path in files if self._read(path) and path in mine]
+        files = agreed(mine, exchange)
+
+        def look() -> Notes:
+            notes, span = Notes(), files.span(rank, world_size)
+            files.wait_until_seen(span, "run the same command again")
+            count(self._noted(files.read_places(span), notes))
+            return notes
+
+        found = done_by_all(look, exchange)
+        self.num_rollouts = self._once(one for notes in found for one in notes.num_rollouts)
+        self.num_judged_anew = sum(notes.num_judged_anew for notes in found)
+        self.num_gone = sum(notes.num_gone for notes in found)
+        self.num_unpaired = sum(notes.num_unpaired for notes in found)
+        self._outdated = [path for path in mine if any(path in notes.outdated for notes in found)]
 
     def __contains__(self, problem_id: str) -> bool:
-        return problem_id in self.ids
+        return problem_id in self.num_rollouts
 
     def __len__(self) -> int:
-        return len(self.ids)
-
-    def records_to_count(self) -> Iterator[Record]:
-        """This rank's share of the records on disk, each record on one rank only."""
-        return self._current(self.files_to_count)
+        return len(self.num_rollouts)
 
     def bring_up_to_date(self) -> None:
-        """Rewrites this rank's files whose records are out of date; to be called when every rank has read what is there."""
+        """Rewrites this rank's files whose records are out of date: every rank has read what is there."""
         for path in self._outdated:
-            rewrite_records(path, list(self._current([path])))
+            current = (self._current(record) for record in read_records([path]))
+            rewrite_records(path, [record for record in current if record is not None])
 
     def news(self) -> str:
         """One line on what the data have changed since the records were written; empty where nothing has."""
@@ -93,33 +121,27 @@ class FinishedProblems:
         ]
         return f"The data have changed since {self.output} was written: {'; '.join(phrases)}." if phrases else ""
 
-    def _read(self, path: Path) -> bool:
-        """Takes note of a file's problems; whether any of its records is out of date."""
-        changed = False
-        for record in read_records([path]):
-            if record.problem_id in self.ids:
-                raise UserError(
-                    f"{self.output} holds problem {record.problem_id} twice: start afresh with another --output."
-                )
-            current = record if self.golds is None else self.golds.up_to_date(record)
-            if current is None and self.golds is not None:
-                gone = record.problem_id not in self.golds.by_problem
-                self.num_gone, self.num_unpaired = self.num_gone + gone, self.num_unpaired + (not gone)
-            elif current is not None:
-                self.num_judged_anew += current is not record
-                self.ids.add(record.problem_id)
-                self.num_rollouts[record.problem_id] = len(record.rollouts)
-            changed |= current is not record
-        return changed
-
-    def _current(self, files: Iterable[Path]) -> Iterator[Record]:
-        for record in read_records(files):
-            current = record if self.golds is None else self.golds.up_to_date(record)
+    def _noted(self, places: Iterable[tuple[Record, Place]], notes: Notes) -> Iterator[Record]:
+        """The records as the data say, those that are left out aside; takes note of all."""
+        for record, place in places:
+            current = self._current(record)
+            if current is not record:
+                notes.outdated.add(place.path)
             if current is not None:
+                notes.num_judged_anew += current is not record
+                notes.num_rollouts.append((record.problem_id, len(record.rollouts)))
                 yield current
+            elif self.golds is not None:
+                gone = record.problem_id not in self.golds.by_problem
+                notes.num_gone, notes.num_unpaired = notes.num_gone + gone, notes.num_unpaired + (not gone)
 
-    def _files_to_mend(self, files: Sequence[Path], rank: int, world_size: int) -> list[Path]:
-        """This rank's own file; rank 0 also mends those of ranks that no longer exist."""
-        alive = [prediction_path(self.output, r) for r in range(world_size)]
-        orphans = [path for path in files if path not in alive] if rank == 0 else []
-        return [alive[rank], *orphans]
+    def _current(self, record: Record) -> Record | None:
+        return record if self.golds is None else self.golds.up_to_date(record)
+
+    def _once(self, seen: Iterable[tuple[str, int]]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for problem_id, num_rollouts in seen:
+            if problem_id in found:
+                raise UserError(f"{self.output} holds problem {problem_id} twice: start afresh with another --output.")
+            found[problem_id] = num_rollouts
+        return found

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from latent_tts.evaluation.finished_problems import Golds
-from latent_tts.evaluation.prediction_files import PREDICTIONS, prediction_files, read_records, record_at
+from latent_tts.evaluation.prediction_files import PREDICTIONS, prediction_files
+from latent_tts.evaluation.ranks import Exchange, all_of, done_by_all
+from latent_tts.evaluation.record_reading import Place as RecordPlace
+from latent_tts.evaluation.record_reading import RecordFiles, record_at
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import check_folder, read_run
 from latent_tts.evaluation.settings import Settings, grows_records
@@ -93,34 +95,36 @@ def _settings(folder: Path) -> Settings | None:
 class EarlierRecords:
     """The records that a larger run starts from, read when they are asked for: memory holds their places alone.
 
+    Every rank looks for its share of them, and all know what each has found: to make one is a collective.
+
     Args:
         place: Where they are.
         golds: What the data say now.
+        rank: This process' rank.
+        world_size: Number of processes.
+        exchange: How the ranks hear of each other.
     """
 
-    def __init__(self, place: Place, golds: Golds | None) -> None:
+    def __init__(
+        self, place: Place, golds: Golds | None, rank: int = 0, world_size: int = 1, exchange: Exchange = all_of
+    ) -> None:
         self.golds = golds
-        self._where: dict[str, tuple[Path, int]] = {}
-        self.num_rollouts: dict[str, int] = {}
-        for folder in place.sources:
-            for path in prediction_files(folder):
-                for record, offset in _with_offsets(path):
-                    self._where[record.problem_id] = (path, offset)
-                    self.num_rollouts[record.problem_id] = len(record.rollouts)
+        paths = [path for folder in place.sources for path in prediction_files(folder)]
+        files: RecordFiles = exchange(RecordFiles.of(paths))[0]  # nobody writes them meanwhile
+
+        def look() -> list[tuple[str, RecordPlace, int]]:
+            span = files.span(rank, world_size)
+            files.wait_until_seen(span, "run the same command again")
+            return [(record.problem_id, where, len(record.rollouts)) for record, where in files.read_places(span)]
+
+        found = [one for share in done_by_all(look, exchange) for one in share]  # in the order of the files
+        self._where = {problem_id: where for problem_id, where, _ in found}
+        self.num_rollouts = {problem_id: number for problem_id, _, number in found}
 
     def __call__(self, problem_id: str) -> Record | None:
         """The record of a problem, judged by today's gold answer; None where there is none."""
         where = self._where.get(problem_id)
         if where is None:
             return None
-        record = record_at(*where)
+        record = record_at(where)
         return record if self.golds is None else self.golds.up_to_date(record)
-
-
-def _with_offsets(path: Path) -> Iterator[tuple[Record, int]]:
-    """Records with the places of their lines."""
-    offset = 0
-    with path.open("rb") as lines:
-        for record, line in zip(read_records([path]), lines, strict=False):
-            yield record, offset
-            offset += len(line)

@@ -1,19 +1,19 @@
 """The records of a run on disk: files that survive a kill.
 
 A record is written with one `write` of one line. A kill can therefore leave at most one torn line at the end of a file:
-readers pass over it, and the next writer cuts it off.
+readers (`latent_tts.evaluation.record_reading`) pass over it, and the next writer cuts it off.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import BinaryIO
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.records import MalformedRecordError, Record
+from latent_tts.evaluation.records import Record
 from latent_tts.files.locks import lock
 
 PREDICTIONS = "predictions"
@@ -28,78 +28,13 @@ def prediction_files(output: Path) -> list[Path]:
     return sorted((output / PREDICTIONS).glob("rank-*.jsonl"))
 
 
-def read_records(paths: Iterable[Path], rank: int = 0, world_size: int = 1) -> Iterator[Record]:
-    """The whole records of files, one at a time; a torn last line is passed over.
+def files_of_rank(output: Path, rank: int, world_size: int) -> list[Path]:
+    """The file that a rank writes, there or not; rank 0 answers for those of ranks that no longer exist, too.
 
-    Args:
-        paths: The files.
-        rank: With `world_size`, takes a share of every file's records: each is in the share of one rank.
-        world_size: Number of shares.
-
-    Raises:
-        UserError: A line is no record, or is damaged and not the last one of its file.
+    So every file has one process that may change it and knows its size, whatever other machines see of it.
     """
-    for path in paths:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if (number - 1) % world_size != rank:
-                    continue
-                try:
-                    row = _JSON.decode(line.decode())
-                except (ValueError, RecursionError):
-                    if file.read(1):
-                        raise _unreadable(path, number, "is damaged") from None
-                    break
-                yield _record(row, path, number)
-
-
-class RunRecords:
-    """The records of a run, read from its files anew each time they are gone through.
-
-    Args:
-        output: The run's folder.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-
-    def __iter__(self) -> Iterator[Record]:
-        return read_records(prediction_files(self.output))
-
-
-def record_at(path: Path, offset: int) -> Record:
-    """The record whose line begins at a byte of a file.
-
-    Raises:
-        UserError: There is none.
-    """
-    with path.open("rb") as file:
-        file.seek(offset)
-        try:
-            return Record.from_json(json.loads(file.readline()))
-        except ValueError as error:
-            raise UserError(f"{path} was changed while a run was reading it: run the same command again.") from error
-
-
-def _record(row: Any, path: Path, number: int) -> Record:
-    try:
-        return Record.from_json(row)
-    except MalformedRecordError as error:
-        raise _unreadable(path, number, f"is no record ({error})") from error
-
-
-def _unreadable(path: Path, number: int, why: str) -> UserError:
-    return UserError(
-        f"Line {number} of {path} {why}: delete that line to have its problem run again, or start afresh with another "
-        "--output."
-    )
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_refuse_constant)
+    alive = [prediction_path(output, one) for one in range(world_size)]
+    return [alive[rank], *(path for path in prediction_files(output) if rank == 0 and path not in alive)]
 
 
 def cut_torn_line(path: Path) -> None:
@@ -132,8 +67,15 @@ class RecordWriter:
             self._file = _locked(self.path)
         self._file.write(_line(record))
 
-    def close(self) -> None:
+    def close(self, sync: bool = False) -> None:
+        """Closes the file, where there is one.
+
+        Args:
+            sync: Whether to wait until the records are on the disk: other machines see them then.
+        """
         if self._file is not None:
+            if sync:
+                os.fsync(self._file.fileno())
             self._file.close()
             self._file = None
 

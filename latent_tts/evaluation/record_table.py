@@ -91,6 +91,13 @@ class TableRows:
         if len(self._next) == PORTION:
             self._look_at_next()
 
+    def extend(self, later: TableRows) -> None:
+        """Takes in the problems that follow."""
+        if self._next:
+            self._look_at_next()
+        if later._next or later._parts:
+            self._parts.append(later.table())
+
     def table(self) -> RecordTable:
         """The table of all that were taken in."""
         if self._next or not self._parts:

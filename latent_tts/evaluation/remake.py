@@ -11,12 +11,13 @@ from typing import Any, Final
 from latent_tts.aggregation import check_ks
 from latent_tts.answers import AnswerRule
 from latent_tts.errors import UserError
-from latent_tts.evaluation.prediction_files import prediction_files, read_records
+from latent_tts.evaluation.prediction_files import prediction_files
 from latent_tts.evaluation.problem_values import choose
+from latent_tts.evaluation.record_reading import RecordFiles
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.run_folder import METRICS_FILE, RUN_FILE, read_run
 from latent_tts.evaluation.settings import Settings
-from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_aggregation, of_search
+from latent_tts.evaluation.strategies import Part, Strategy, make_aggregations, make_searches, of_search
 from latent_tts.evaluation.summary import EvaluationMetrics
 
 
@@ -72,41 +73,55 @@ class ReadRun:
 
     @property
     def strategies(self) -> list[Strategy]:
-        """Those that answer a problem, as `problem_outcomes.chosen_by` finds them in the metrics."""
-        metrics, drawn = self.empty_metrics(), self.settings["model.num_rollouts"]
-        return [*metrics.answers, *(of_aggregation(part, drawn) for part in metrics.aggregations), *metrics.searches]
+        """Those that answer a problem."""
+        return self.empty_metrics().choosing(self.settings["model.num_rollouts"])
+
+    def files(self) -> RecordFiles:
+        """The run's records, at the sizes that their files have now."""
+        return RecordFiles.of(prediction_files(self.folder))
 
     def records(self) -> Iterator[Record]:
         """The records one at a time, judged by the rule."""
-        for record in read_records(prediction_files(self.folder)):
-            yield record if self.answer_rule == self.own_rule else record.judged(record.gold, self.answer_rule)
+        return self.judged(self.files().read())
 
     def __iter__(self) -> Iterator[Record]:
-        """The records as they are read: judged by the rule, with what these aggregations choose."""
+        return self.chosen(self.files().read())
+
+    def chosen(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Records of the run as they are read: judged by the rule, with what these aggregations choose."""
         aggregations = self.empty_metrics().aggregations
         names = {part.name for part in aggregations}
-        for record in self.records():
+        for record in self.judged(records):
             yield record if record.chosen.keys() == names else replace(record, chosen=choose(record, aggregations))
+
+    def judged(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Records of the run, judged by the rule."""
+        for record in records:
+            yield record if self.answer_rule == self.own_rule else record.judged(record.gold, self.answer_rule)
 
     def metrics(
         self,
         among: Container[str] | None = None,
         see: Callable[[Record, dict[Strategy, float]], None] | None = None,
-        take: Callable[[Record], object] | None = None,
     ) -> dict[str, Any]:
         """The content of metrics.json.
 
         Args:
             among: Ids of the problems to count; None counts all.
             see: Is handed every record that is counted, with how good every strategy is on it.
-            take: Is handed every record of the run as iteration gives it, which saves reading them twice.
 
         Raises:
             UserError: There is no record.
         """
-        records = self.records() if take is None else _taken(self, take)
-        counted = (record for record in records if among is None or record.problem_id in among)
-        metrics = self.empty_metrics().count_all(counted, see)
+        counted = (record for record in self.records() if among is None or record.problem_id in among)
+        return self.content(self.empty_metrics().count_all(counted, see))
+
+    def content(self, metrics: EvaluationMetrics) -> dict[str, Any]:
+        """The content of metrics.json, from what has counted records of the run.
+
+        Raises:
+            UserError: It has counted none.
+        """
         if not metrics.num_problems:
             raise UserError(f"{self.folder} holds no record yet: let the evaluation run first.")
         found = metrics.compute()
@@ -121,12 +136,6 @@ class ReadRun:
         commit = evaluated.get("data") or {}  # of a hub set; its options are among the settings
         changed = {"answer_rule": self.answer_rule, "data": data | commit | {"fingerprint": problems}}
         return evaluated | changed | fewer
-
-
-def _taken(records: Iterable[Record], take: Callable[[Record], object]) -> Iterator[Record]:
-    for record in records:
-        take(record)
-        yield record
 
 
 def remake_metrics(

@@ -103,6 +103,13 @@ class RunningMetrics:
                     see(record, dict(zip(self.accuracy.columns, values, strict=True)))
         return self
 
+    def choosing(self, drawn: int) -> list[Strategy]:
+        """The strategies that answer a problem, aggregations over all rollouts that were drawn.
+
+        As `problem_outcomes.chosen_by` finds them in the content of metrics.json.
+        """
+        return [*self.answers, *(of_aggregation(part, drawn) for part in self.aggregations), *self.searches]
+
     def so_far(self) -> dict[Strategy, Interval]:
         """Accuracy of every strategy at its full budget, and coverage, over the problems of this process."""
         found = self.accuracy.so_far()
@@ -170,6 +177,16 @@ class EvaluationMetrics(RunningMetrics):
         self.nonfinite.update(sum(not one.finite for record in records for one in record.rollouts))
         return accuracy
 
+    def extend(self, other: EvaluationMetrics) -> None:
+        """Adds what other metrics of the same strategies have counted."""
+        for part, more in zip(self._parts, other._parts, strict=True):
+            part.merge_state(more)
+
+    @property
+    def _parts(self) -> list[Metric]:
+        parts: list[Metric] = [self.coverage, self.accuracy, self.difference, self.token_steps]
+        return [*parts, self.diversity, self.invalid, self.problems, self.count, self.nonfinite]
+
     def _cost(self, record: Record) -> list[float]:
         written = [] if record.written is None or WRITTEN not in self.answers else [record.written.token_steps]
         searched = (record.search[search.key].token_steps for search in self.searches)
@@ -201,11 +218,9 @@ class EvaluationMetrics(RunningMetrics):
 
     def _over_ranks(self, device: torch.device | str) -> list[Any]:
         """Results of all parts; where ranks exchange their states, they do it on the device."""
-        parts: list[Metric] = [self.coverage, self.accuracy, self.difference, self.token_steps]
-        parts += [self.diversity, self.invalid, self.problems, self.count, self.nonfinite]
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         results: list[Any] = []
-        for part in parts:
+        for part in self._parts:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The ``compute`` method of metric")  # of a rank that had no problem
                 results.append(part.to(device if together else "cpu").compute())

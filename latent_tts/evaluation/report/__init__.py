@@ -5,6 +5,7 @@ from latent_tts.evaluation.report.figure_files import save_figures
 from latent_tts.evaluation.report.figures import figures
 from latent_tts.evaluation.report.files import ReportRecords, write_report
 from latent_tts.evaluation.report.markdown import markdown
+from latent_tts.evaluation.report.run_summary import RunSummary, empty_summary, summarise
 from latent_tts.evaluation.report.tensorboard import write_tensorboard
 from latent_tts.evaluation.results import DASH, Cell, StrategyResult, curves, results
 from latent_tts.evaluation.wording import facts
@@ -13,15 +14,18 @@ __all__ = [
     "DASH",
     "Cell",
     "ReportRecords",
+    "RunSummary",
     "StrategyResult",
     "console_tables",
     "curves",
+    "empty_summary",
     "facts",
     "figures",
     "markdown",
     "print_tables",
     "results",
     "save_figures",
+    "summarise",
     "write_report",
     "write_tensorboard",
 ]

@@ -28,6 +28,11 @@ class Examples:
         if len(texts) < self.per_kind:
             texts.append(problem_text(record))
 
+    def extend(self, later: Examples) -> None:
+        """Takes in what was found among the problems that follow."""
+        for kind, texts in self._found.items():
+            texts += later._found[kind][: self.per_kind - len(texts)]
+
     def texts(self) -> list[tuple[str, str]]:
         """(kind, Markdown) of each, one kind after the other."""
         return [(kind, text) for kind, texts in self._found.items() for text in texts]

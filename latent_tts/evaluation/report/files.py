@@ -9,13 +9,14 @@ from typing import Any
 
 from latent_tts.answers import AnswerRule
 from latent_tts.evaluation.diagnoses import Diagnosis, diagnose
-from latent_tts.evaluation.prediction_files import RunRecords, prediction_files
+from latent_tts.evaluation.prediction_files import prediction_files
 from latent_tts.evaluation.problem_outcomes import answer_rule, chosen_by
+from latent_tts.evaluation.record_reading import RunRecords
 from latent_tts.evaluation.record_table import TableRows
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.figure_files import save_figures, to_embed
 from latent_tts.evaluation.report.figures import figures
-from latent_tts.evaluation.report.html import PageProblems, html_parts
+from latent_tts.evaluation.report.html import BYTE_LIMIT, PART_ROOM, PageProblems, html_parts
 from latent_tts.evaluation.report.markdown import markdown
 from latent_tts.evaluation.report.tensorboard import ShownRecords, write_tensorboard
 from latent_tts.evaluation.results import Metrics
@@ -30,16 +31,29 @@ class ReportRecords:
     Args:
         strategies: Those whose choices are shown.
         rule: When an answer equals the gold one.
+        byte_limit: Of the compressed problems of the page.
     """
 
-    def __init__(self, strategies: Sequence[Strategy], rule: AnswerRule) -> None:
-        self.rows, self.problems, self.shown = TableRows(), PageProblems(strategies, rule), ShownRecords()
+    def __init__(self, strategies: Sequence[Strategy], rule: AnswerRule, byte_limit: int = BYTE_LIMIT) -> None:
+        self._shows = (strategies, rule)
+        self._byte_limit = byte_limit
+        self.rows, self.problems, self.shown = TableRows(), PageProblems(strategies, rule, byte_limit), ShownRecords()
+
+    def empty_part(self) -> ReportRecords:
+        """What takes in some of the records, to be taken in by this."""
+        return ReportRecords(*self._shows, PART_ROOM * self._byte_limit)
 
     def add(self, record: Record) -> None:
         """Takes one problem in, judged and chosen from as the metrics say."""
         self.rows.add(record)
         self.problems.add(record)
         self.shown.add(record)
+
+    def extend(self, later: ReportRecords) -> None:
+        """Takes in the problems that follow, of an `empty_part`: what is held is that of all of them one by one."""
+        self.rows.extend(later.rows)
+        self.problems.extend(later.problems)
+        self.shown.extend(later.shown)
 
 
 def records_of(metrics: Metrics, records: Iterable[Record] | ReportRecords) -> ReportRecords:

@@ -153,6 +153,11 @@ class ShownRecords:
         self.examples.add(record)
         self.scores.add(record)
 
+    def extend(self, later: ShownRecords) -> None:
+        """Takes in the problems that follow."""
+        self.examples.extend(later.examples)
+        self.scores.extend(later.scores)
+
 
 def shown_of(records: Iterable[Record] | ShownRecords) -> ShownRecords:
     """Of records, which are gone through once; what is shown already is returned as it is."""

@@ -65,6 +65,10 @@ class PageProblems:
         """Takes one problem in."""
         self._payload.add(ProblemOutcome(record, self._strategies, self._rule))
 
+    def extend(self, later: PageProblems) -> None:
+        """Takes in the problems that follow, which had room enough (`PART_ROOM`)."""
+        self._payload.extend(later._payload)
+
     def scripts(self) -> Iterator[Markup]:
         """Blocks of data: pages of problems, and the index last, as it needs to know the pages."""
         self._payload.close()

@@ -2,6 +2,10 @@
 
 Problems are gone through once and kept as compressed JSON. Where they outgrow the bound, a sample stays that depends on nothing
 but the problems' ids: each step halves it, by one more bit of a hash of the id.
+
+What is kept is a function of the problems in their order. A page is a cut of the problems of one level alone, and a level is
+dropped where the pages of it and of those above are too large, which more problems never undo: so a step may be taken as soon as
+it is known, and problems may come one by one or as several payloads in order.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +27,14 @@ from latent_tts.evaluation.records import RolloutRecord
 BYTE_LIMIT = 12_000_000
 """Compressed bytes of a report's problems; base64 makes a third more of them."""
 
+PART_ROOM = 3
+"""How many times the whole's bound a payload has that another one is to take in: enough to drop nothing that the whole keeps.
+
+The whole cuts the same text into other pages. Two cuts are more than `_PAGE_CHARACTERS` apart, so at most one of the part's lies
+within a page of the whole, and each of the two pieces takes no more than about the bytes of the whole page. So what has twice
+the bytes in the part's pages, and here three times, is beyond the bound in the whole's.
+"""
+
 _PAGE_CHARACTERS = 100_000
 _SCORE = "%.4g"
 _HASH_BITS = 64
@@ -33,6 +46,7 @@ class _Level:
 
     pages: list[bytes] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)  # what the list of problems shows, and [page, place on it]
+    lengths: array[int] = field(default_factory=lambda: array("I"))  # of the entries, in characters
     open_page: list[str] = field(default_factory=list)
     open_characters: int = 0
 
@@ -40,17 +54,32 @@ class _Level:
     def num_bytes(self) -> int:
         return sum(map(len, self.pages))
 
-    def add(self, entry: str, row: list[Any]) -> None:
+    def add(self, entry: str, row: list[Any]) -> bool:
+        """Takes one problem in; whether that has closed a page."""
         self.rows.append([*row, len(self.pages), len(self.open_page)])
+        self.lengths.append(len(entry))
         self.open_page.append(entry)
         self.open_characters += len(entry)
-        if self.open_characters > _PAGE_CHARACTERS:
-            self.close_page()
+        if self.open_characters <= _PAGE_CHARACTERS:
+            return False
+        self.close_page()
+        return True
 
     def close_page(self) -> None:
         if self.open_page:
             self.pages.append(compressed(f"[{','.join(self.open_page)}]"))
         self.open_page, self.open_characters = [], 0
+
+    def entries(self) -> Iterator[tuple[str, list[Any]]]:
+        """What was added, in order."""
+        lengths, rows = iter(self.lengths), iter(self.rows)
+        for page in self.pages:
+            text, start = zlib.decompress(page, wbits=-zlib.MAX_WBITS).decode(), 1
+            while start < len(text):
+                length = next(lengths)
+                yield text[start : start + length], next(rows)[:-2]
+                start += length + 1  # the comma, or the bracket at the end
+        yield from zip(self.open_page, (row[:-2] for row in rows), strict=True)
 
 
 class Payload:
@@ -80,8 +109,29 @@ class Payload:
         if level < self._lowest:
             return
         row = index_row(self.num_problems, outcome, filters)
-        self._levels.setdefault(level, _Level()).add(json.dumps(entry(outcome), separators=(",", ":")), row)
-        if self._levels[level].open_page == []:  # a page was closed: the sum of bytes has changed
+        self._add(level, json.dumps(entry(outcome), separators=(",", ":")), row)
+
+    def extend(self, later: Payload) -> None:
+        """Takes in the problems that follow, which had `PART_ROOM`; pages are cut as if they came one by one.
+
+        The levels that stay longest come first: what is dropped for them need not be cut at all.
+        """
+        before, self.num_problems = self.num_problems, self.num_problems + later.num_problems
+        self.counts.update(later.counts)
+        self._lowest = max(self._lowest, later._lowest)
+        if not before:  # its pages are those of the whole
+            self._levels = later._levels
+            self._halve_while_too_large()
+            return
+        self._levels = {number: level for number, level in self._levels.items() if number >= self._lowest}
+        for number, level in sorted(later._levels.items(), reverse=True):
+            for text, row in level.entries():
+                if number < self._lowest:
+                    break
+                self._add(number, text, [before + row[0], *row[1:]])
+
+    def _add(self, level: int, entry: str, row: list[Any]) -> None:
+        if self._levels.setdefault(level, _Level()).add(entry, row):  # the sum of bytes has changed
             self._halve_while_too_large()
 
     @property
