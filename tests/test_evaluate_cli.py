@@ -418,8 +418,13 @@ def test_two_processes_give_the_records_and_metrics_of_one(small, tmp_path):
     assert metrics["one"] == metrics["two"]
     assert_live_figures_are_of_both(tmp_path / "two", metrics["two"])
     assert main_guard(lambda: report([str(tmp_path / "two"), "--out", str(tmp_path / "again")])) == 0
-    for name in ("metrics.json", "report.md", "report.html"):  # rank 0 has put together what one process reads in order
-        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    for name, start in (
+        ("metrics.json", "{"),
+        ("report.md", "#"),
+        ("report.html", 'id="page-0"'),
+    ):  # figures are no part of it
+        one, two = ((tmp_path / folder / name).read_text().partition(start)[2] for folder in ("again", "two"))
+        assert len(two) > 100 and one == two, name
     assert evaluate(*options, f"--output={tmp_path / 'two'}") == 0  # one process goes on with the files of two
     again = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert again.pop("throughput") and again == metrics["one"]
