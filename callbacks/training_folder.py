@@ -69,8 +69,9 @@ class KeepRun(Callback):
         """Nothing has been written before, so that a run that fails at once leaves an earlier one as it was."""
         if trainer.is_global_zero:
             self._began = time.monotonic()
-            if commits := getattr(getattr(trainer, "datamodule", None), "commits", {}):
-                self.description |= {"data_commits": commits}
+            for name, part in (("data_commits", getattr(trainer, "datamodule", None)), ("model_commits", pl_module)):
+                if commits := getattr(part, "commits", {}):
+                    self.description |= {name: commits}
             write_whole(self.folder / "config.yaml", self.config)
             self._write(self.description | {"state": "running"})
 

@@ -216,6 +216,7 @@ class TrainingCLI(CommandLine):
                 f"{folder.folder} holds a training of {run['num_processes']} process(es), which share its batches: go on with as "
                 f"many, not {trainer.world_size}, or give another --output."
             )
+        folder.check_commits(self.model.commits)
         checkpoint = folder.checkpoint(self._options()["ckpt_path"], self.module_name)
         made = provenance(__version__, trainer.strategy.root_device, str(trainer.precision), trainer.world_size)
         self.keeper.description = made | {"started": now(), "settings": self.settings}

@@ -10,7 +10,7 @@ DIR/tensorboard/    curves
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class TrainingFolder:
             if self.last.exists():
                 raise UserError(f"{self.checkpoints} holds checkpoints of an unknown training: give another --output.")
             return
+        settings = as_begun(settings, run)
         changed = differences(longer(run["settings"], settings), settings)
         if changed:
             raise UserError(
@@ -68,7 +69,18 @@ class TrainingFolder:
     def is_finished(self, settings: Settings) -> bool:
         """Whether a training of these settings has ended here, so that nothing is left to do."""
         run = self.run
-        return run.get("state") == "finished" and run["settings"] == settings
+        return run.get("state") == "finished" and run["settings"] == as_begun(settings, run)
+
+    def check_commits(self, commits: Mapping[str, str]) -> None:
+        """UserError where the training began with another commit of a hub's model than is read now, by option."""
+        begun = self.run.get("model_commits", {})
+        for option, commit in commits.items():
+            if (before := begun.get(option, commit)) != commit:
+                name = self.run["settings"][f"model.init_args.{option}"].partition("@")[0]
+                raise UserError(
+                    f"{self.folder} began with another commit of {name} than the hub gives now: "
+                    f"give --model.{option} {name}@{before} to go on."
+                )
 
     def checkpoint(self, given: str | None, module: str) -> Path | None:
         """What a training goes on from: the given checkpoint, else the last one, None at its first start.
@@ -115,6 +127,14 @@ def settings_of(config: dict[str, Any]) -> Settings:
     kept = {name: value for name, value in flat.items() if not name.startswith(_NO_INFLUENCE)}
     settings: Settings = json.loads(json.dumps(kept, default=str))
     return settings
+
+
+def as_begun(settings: Settings, run: Mapping[str, Any]) -> Settings:
+    """The settings with a model's commit left out where the training began with it, unnamed."""
+    begun = run["settings"] if run else {}
+    names = {f"model.init_args.{option}": commit for option, commit in run.get("model_commits", {}).items()}
+    pinned = {key for key, commit in names.items() if settings.get(key) == f"{begun.get(key)}@{commit}"}
+    return settings | {key: begun[key] for key in pinned}
 
 
 def longer(stored: Settings, current: Settings) -> Settings:

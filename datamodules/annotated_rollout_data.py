@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_workers
 from latent_tts.annotation.reader import AnnotationStore
 from latent_tts.annotation.records import AnnotatedProblem
+from latent_tts.backbones.fingerprint import fingerprint
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
 from latent_tts.reward.losses import require_valid_steps
@@ -156,6 +157,11 @@ class AnnotatedRolloutDataModule(GoesOnInEpoch):
                 "annotate more problems"
             )
         self.val_problems = AnnotatedRollouts(val_store, validation, self.memory_limit) if validation else None
+
+    def fingerprint(self) -> str:
+        """16 hex characters of the annotated problems and of how they were annotated."""
+        texts = [text for store in self.stores for text in (store.settings.digest(), *store.questions)]
+        return fingerprint({}, *(f"{text}\n" for text in texts))[:16]
 
     def require(self, **expected: Any) -> None:
         """Refuses the annotations where one of their settings is not the given one; see `AnnotationStore.require`."""

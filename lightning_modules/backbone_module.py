@@ -72,6 +72,10 @@ class BackboneModule(TrainingModule):
         return losses.sum(), losses.numel()
 
     @property
+    def commits(self) -> dict[str, str]:
+        return {} if self.backbone.commit is None else {"backbone": self.backbone.commit}
+
+    @property
     def trained(self) -> LatentBackbone:
         return self.backbone
 

@@ -93,6 +93,8 @@ class LatentRMModule(TrainingModule):
             if reward_model is None
             else load_to_train_further(reward_model, rollouts_of, head, frozen, dropout)
         )
+        read = {"backbone": rollouts_of.commit, "reward_model": self.reward_model.commit}
+        self._commits = {option: commit for option, commit in read.items() if commit is not None}
         self.reward_model.float().train()
         self.reward_loss = RewardLoss(loss, targets, labels)
         steps = self.reward_model.num_latents
@@ -131,6 +133,10 @@ class LatentRMModule(TrainingModule):
                 f"the annotations in {data.folder} have num_rollouts 1 and a contrastive loss compares rollouts; annotate with "
                 "num_rollouts of 2 or more, or train with loss bce"
             )
+
+    @property
+    def commits(self) -> dict[str, str]:
+        return self._commits
 
     @property
     def trained(self) -> LatentRewardModel:

@@ -84,6 +84,11 @@ class TrainingModule(LightningModule):
         """
         return ["python", "evaluate.py", "--model.backbone", model]
 
+    @property
+    def commits(self) -> dict[str, str]:
+        """By option the commits on the hub that models were read at; empty for folders."""
+        return {}
+
     # Set-up -----------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:

@@ -142,9 +142,6 @@ def test_a_rank_whose_peer_is_gone_ends_without_a_traceback(monkeypatch, capsys)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main_guard(lose) == 1
     assert capsys.readouterr().err == "rank 1 stops: its connection to another rank was lost\n"
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(torch.distributed.DistNetworkError):
-        main_guard(lose)
 
 
 def test_other_errors_keep_their_traceback():

@@ -65,6 +65,37 @@ def test_a_training_fills_its_folder_and_nothing_outside_of_it(own, monkeypatch,
     assert described["versions"]["torch"] == torch.__version__ and described["seconds"] > 0
 
 
+def test_a_training_keeps_the_commit_of_its_model_and_goes_on_from_no_other(own, monkeypatch, capsys):
+    """A hub whose newest commit moves between two runs of the command."""
+    began, moved = "a" * 40, "b" * 40
+    newest = began
+
+    def download(name, revision, allow_patterns):
+        folder = own / "snapshots" / (revision or newest)
+        shutil.copytree(own / "base", folder, dirs_exist_ok=True)
+        return str(folder)
+
+    def train(name: str) -> int:
+        words = arguments(own, "tiny-cot", backbone=name, trainer={"max_epochs": 1})  # type: ignore[arg-type]
+        return run(*words, monkeypatch=monkeypatch)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert train("somebody/base") == 0
+    described = json.loads((own / "run" / "run.json").read_text())
+    assert described["model_commits"] == {"backbone": began}
+    (own / "run" / "run.json").write_text(
+        json.dumps(described | {"state": "running"})
+    )  # as a kill before its end leaves it
+    newest, before = moved, contents(own / "run")
+    assert train("somebody/base") == 2
+    assert f"give --model.backbone somebody/base@{began} to go on" in capsys.readouterr().err
+    assert train(f"somebody/base@{moved}") == 2  # other settings
+    assert contents(own / "run") == before
+    assert train(f"somebody/base@{began}") == 0
+    assert json.loads((own / "run" / "run.json").read_text())["state"] == "finished"
+    assert train(f"somebody/base@{began}") == 0  # it is finished under this name, too
+
+
 def test_the_same_command_goes_on_to_bitwise_the_same_weights_and_then_says_that_it_is_finished(
     own, monkeypatch, capsys
 ):

@@ -12,7 +12,7 @@ from latent_tts.attention.probe import check_training
 from latent_tts.backbones.adapters import has_adapters
 from latent_tts.backbones.base import LatentBackbone
 from latent_tts.backbones.causal_lm import load_causal_lm
-from latent_tts.backbones.files import load_tokenizer, resolve_folder
+from latent_tts.backbones.files import commit_of, load_tokenizer, resolve_folder
 from latent_tts.backbones.loading import load_backbone, published_kind
 from latent_tts.backbones.metadata import read_metadata
 from latent_tts.errors import UserError
@@ -66,6 +66,7 @@ def load_for_training(
         torch.manual_seed(seed)
         fresh = cls.from_causal_lm(model, load_tokenizer(folder), num_latents, prompt_form=prompt_form)
     check_training(fresh.model)
+    fresh.commit = commit_of(folder)
     return cast(Kind, fresh.train())
 
 
