@@ -14,7 +14,7 @@ from latent_tts.annotation.settings import AnnotationOptions, AnnotationSettings
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.kinds import KindName
-from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.engine import MOST_ROLLOUTS, RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
@@ -93,6 +93,8 @@ class RolloutAnnotationModule(LightningModule):
         ):  # fmt: skip
             if value < least:
                 raise UserError(f"--model.{name} is {value}: it must be at least {least}.")
+            if value > MOST_ROLLOUTS:
+                raise UserError(f"--model.{name} is {value}: it must be at most {MOST_ROLLOUTS}.")
         if sampler.is_greedy:
             raise UserError(
                 f"Every rollout and every continuation of {sampler!r} is the greedy one, from which no reward model can learn: "

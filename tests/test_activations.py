@@ -12,8 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
+from latent_tts.sampling import NativeGaussian
+from latent_tts.sampling.answer_sampler import AnswerSampler
 from latent_tts.training.activations import checkpoint_blocks
+from latent_tts.training.colar import colar_losses, compress
+from latent_tts.training.grpo import experience_of, grpo_terms, policy_on
 from tests.test_reward import QUESTIONS, tiny_latents, tiny_reward_model
 from tests.training import MAKERS, addition, write_tiny_model
 
@@ -38,6 +43,33 @@ def reward_loss(model: Path) -> tuple[nn.Module, Callable[[Any], Tensor]]:
     return tiny_reward_model(), lambda one: one(*one.encode_prompts(QUESTIONS), latents, mask).square().sum()
 
 
+def colar_loss(backbone: Any) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+    """Tokens and merged embeddings."""
+    examples = compress(BATCH, 2, backbone, "{question}###", key="")
+
+    def loss(one: Any) -> Tensor:
+        found = colar_losses(one, examples, 2)
+        return found.tokens.sum() + found.latents.sum()
+
+    return backbone, loss
+
+
+def grpo_loss(backbone: Any) -> tuple[nn.Module, Callable[[Any], Tensor]]:
+    """Of rollouts of the unmoved policy, whose first and last group has right and wrong ones."""
+    sampler, answers = NativeGaussian(0.7), AnswerSampler()
+    drawn = RolloutEngine(backbone.eval(), sampler, max_answer_tokens=4).rollout(QUESTIONS, 3)
+    rewards = torch.eye(len(QUESTIONS), 3)
+    experience = experience_of(backbone, backbone.encode_prompts(QUESTIONS), drawn, rewards)
+    assert experience is not None
+    with torch.no_grad():
+        old = policy_on(backbone, sampler, answers, experience).log_probs
+
+    def loss(one: Any) -> Tensor:
+        return grpo_terms(policy_on(one, sampler, answers, experience).log_probs, old, experience, 0.2).sum()
+
+    return backbone, loss
+
+
 def gradients(module: nn.Module, loss: Callable[[Any], Tensor]) -> tuple[dict[str, Tensor], int]:
     """Of every weight that has one, with dropout from one seed; and the bytes that are kept for the backward pass."""
     kept: dict[int, int] = {}
@@ -55,9 +87,13 @@ def gradients(module: nn.Module, loss: Callable[[Any], Tensor]) -> tuple[dict[st
     return found, sum(kept.values())
 
 
-@pytest.mark.parametrize("kind", ["coconut", "codi", "cot", "reward model"])
-def test_gradients_are_those_of_kept_activations_to_the_bit(kind, model):
-    whole, loss = reward_loss(model) if kind == "reward model" else backbone_loss(kind, model)
+@pytest.mark.parametrize("kind", ["coconut", "codi", "cot", "colar", "grpo", "reward model"])
+def test_gradients_are_those_of_kept_activations_to_the_bit(kind, model, tiny_backbone):
+    if kind in ("colar", "grpo"):
+        backbone = tiny_backbone("colar", "llama", num_latents=3, latent_log_std=True, latent_embedding_std=0.3)
+        whole, loss = colar_loss(backbone) if kind == "colar" else grpo_loss(backbone)
+    else:
+        whole, loss = reward_loss(model) if kind == "reward model" else backbone_loss(kind, model)
     for part in whole.train().modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.1

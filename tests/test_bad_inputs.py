@@ -154,6 +154,7 @@ CASES = [
     ("evaluate", [*SHIPPED, "--data.batch_size=0"], "batch_size"),
     ("evaluate", [*SHIPPED, "--data.limit=-1"], "limit"),
     ("evaluate", [*SHIPPED, "--model.num_rollouts=0"], "num_rollouts must be at least 1"),
+    ("evaluate", [*SHIPPED, "--model.num_rollouts=1000000001"], "num_rollouts is 1000000001, and a problem has at most"),
     ("annotate", ["--model.num_rollouts=few"], "--model.num_rollouts must be int"),
     ("train", [*FIT, "--model=CoconutModul"], "no class 'CoconutModul' (did you mean CoconutModule?)"),
     ("train", [*FIT, "--model=lightning_modules.nowhere.X"], "no module 'lightning_modules.nowhere'"),

@@ -34,7 +34,7 @@ from torch.nn.functional import pad
 
 from latent_tts.annotation.settings import LastValue
 from latent_tts.answers import AnswerRule, answers_equal
-from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine, check_num_rollouts
 from latent_tts.engine.memory import FittingParts
 from latent_tts.engine.rollouts import Finished, Rollouts
 from latent_tts.engine.state import ThoughtState
@@ -235,8 +235,7 @@ def _check(
     questions: Sequence[str],
     golds: Sequence[float],
 ) -> None:
-    if num_rollouts < 1:
-        raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
+    check_num_rollouts(num_rollouts)
     if num_continuations < 0:
         raise UserError(
             f"num_continuations is {num_continuations}: it must be at least 0, which values only the last prefixes."

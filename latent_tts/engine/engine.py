@@ -34,6 +34,9 @@ from latent_tts.errors import UserError
 from latent_tts.sampling import AnswerSampler, Deterministic, PromptSharing, Sampler
 from latent_tts.seeding import problem_keys
 
+MOST_ROLLOUTS = 1_000_000
+"""Of a problem: they are one record, of some 150 MB, which is written and read back as one line."""
+
 
 class RolloutEngine:
     """Draws rollouts from a backbone; see the module's docstring for the steps.
@@ -265,9 +268,21 @@ class RolloutEngine:
         return read_answers(self.backbone, *self.decoder.decode(state))
 
 
-def _check_counts(num_rollouts: int, first_rollout: int) -> None:
+def check_num_rollouts(num_rollouts: int) -> None:
+    """UserError where a problem cannot have so many rollouts."""
     if num_rollouts < 1:
-        raise UserError(f"num_rollouts must be at least 1, got {num_rollouts}.")
+        raise UserError(
+            f"num_rollouts must be at least 1, got {num_rollouts}: it is the number of rollouts of each problem."
+        )
+    if num_rollouts > MOST_ROLLOUTS:
+        raise UserError(
+            f"num_rollouts is {num_rollouts}, and a problem has at most {MOST_ROLLOUTS}, which are one record: draw the others "
+            "in runs with other seeds."
+        )
+
+
+def _check_counts(num_rollouts: int, first_rollout: int) -> None:
+    check_num_rollouts(num_rollouts)
     if first_rollout < 0:
         raise UserError(f"first_rollout must not be negative, got {first_rollout}: rollouts are numbered from 0.")
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from latent_tts.aggregation import Aggregation
 from latent_tts.answers import AnswerRule
-from latent_tts.engine.engine import RolloutEngine
+from latent_tts.engine.engine import RolloutEngine, check_num_rollouts
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.engine.rollouts import Rollouts, join_rollouts
 from latent_tts.engine.state import ThoughtState
@@ -81,10 +81,7 @@ class Evaluator:
         control: LatentControl | None = None,
         keep_latents: bool = False,
     ) -> None:
-        if num_rollouts < 1:
-            raise UserError(
-                f"num_rollouts must be at least 1, got {num_rollouts}: it is the number of rollouts of each problem."
-            )
+        check_num_rollouts(num_rollouts)
         self.engine, self.reward_model, self.written_engine = engine, reward_model, written_engine
         if aggregations is None:
             aggregations = make_aggregations(None, scored=reward_model is not None)
