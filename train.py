@@ -12,4 +12,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main_guard(main))
+    raise SystemExit(main_guard(main, ends_process=True))

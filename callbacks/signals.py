@@ -61,8 +61,13 @@ class StopSignals:
         os.register_at_fork(after_in_child=self._leave_to_parent)
 
     @contextmanager
-    def listen(self) -> Iterator[None]:
-        """Within it the signals are handled; nested, and in other threads than the main one, it does nothing."""
+    def listen(self, ends_process: bool = False) -> Iterator[None]:
+        """Within it the signals are handled; nested, and in other threads than the main one, it does nothing.
+
+        Args:
+            ends_process: Whether nothing comes afterwards: signals that only announce an end are ignored from then on, as they
+                would end the interpreter's last second, and a run that is complete, with a code of their own.
+        """
         if not self._done.is_set() or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -81,7 +86,8 @@ class StopSignals:
             done.set()
             signal.set_wakeup_fd(woken)
             for signum, handler in handlers.items():
-                signal.signal(signum, handler)
+                is_announcement = ends_process and signum not in (signal.SIGTERM, signal.SIGINT)
+                signal.signal(signum, signal.SIG_IGN if is_announcement else handler)
             os.close(writer)  # ends the thread
 
     def hold(self, patience: float) -> None:

@@ -21,15 +21,19 @@ from latent_tts.files.whole import no_room
 _LOOK_EVERY = 0.5  # seconds
 
 
-def main_guard(run: Callable[[], object]) -> int:
+def main_guard(run: Callable[[], object], ends_process: bool = False) -> int:
     """Runs an entry point and returns its exit code: 0, 2 for bad input, 130 after Ctrl-C, 143 after other signals.
 
     Where SLURM runs the job and the signal is one after which it is wanted, the job is given back to the queue. Any other
     exception is a defect of the program and keeps its traceback.
+
+    Args:
+        run: The work.
+        ends_process: Whether the process has nothing to do afterwards.
     """
     write_in_any_encoding()
     try:
-        with STOP.listen(), threads_without_room():
+        with STOP.listen(ends_process), threads_without_room():
             STARTER.watch()
             run()
             STOP.release()  # asked to stop in its last moments: the work is done, and nobody is told that it was not

@@ -178,6 +178,18 @@ def test_a_signal_that_comes_during_the_imports_stops_the_command_when_they_are_
     assert (done.returncode, done.stdout) == (143, "imported\n")
 
 
+def test_a_signal_that_announces_an_end_comes_too_late_when_the_work_is_done():
+    """It is raised while the interpreter ends, where it would make 138 of a run that is complete."""
+    program = """
+        import atexit, os, signal
+        from commands.guard import main_guard
+
+        atexit.register(lambda: [os.kill(os.getpid(), signum) for signum in (signal.SIGUSR1, signal.SIGXCPU)])
+        raise SystemExit(main_guard(lambda: print("done"), ends_process=True))
+        """
+    assert subprocess.run([sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=False).returncode == 0
+
+
 def test_a_signal_that_finds_no_safe_point_stops_the_command_all_the_same():
     def run() -> None:
         STOP.hold(patience=0.3)
