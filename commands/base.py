@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from callbacks.checkpoint_files import WholeCheckpoints
 from callbacks.ranks_agree import RanksAgree
+from callbacks.ranks_wait import RanksWait
 from callbacks.termination import StopOnSignal, without_lightnings_signals
 from commands.checks import Stage, check_machine, check_objects, check_trainer, logged_by, made
 from commands.effects import refuse_without_effect
@@ -206,7 +207,8 @@ class CommandLine(LightningCLI):
         given = [*(listed if isinstance(listed, list) else [listed]), *callbacks]
         stop = [] if any(isinstance(callback, StopOnSignal) for callback in given) else [StopOnSignal()]
         agree = RanksAgree((self.config if self.subcommand is None else self.config[self.subcommand]).as_dict())
-        trainer = made(lambda: super(CommandLine, self)._instantiate_trainer(config, [*stop, agree, *callbacks]))
+        ranks = [agree] if self.subcommand is not None else [agree, RanksWait()]
+        trainer = made(lambda: super(CommandLine, self)._instantiate_trainer(config, [*stop, *ranks, *callbacks]))
         without_lightnings_signals(trainer)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         check_processes(trainer)

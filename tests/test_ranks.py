@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pickle
 import socket
+import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.pytorch import LightningModule
+from torch.distributed.constants import default_pg_timeout
 
+from callbacks.ranks_wait import RanksWait
 from latent_tts.errors import UserError
 from latent_tts.evaluation.prediction_files import RecordWriter, prediction_path
 from latent_tts.evaluation.ranks import all_of, done_by_all, parts_for_first
@@ -48,6 +53,20 @@ def put_together(folder: str, byte_limit: int) -> tuple[str, Any]:
     return found, held_content(whole.held) if dist.get_rank() == 0 else None
 
 
+def waited_for_the_last(rank: int, given: timedelta) -> bool:
+    """Whether ranks that wait for a second at most meet one that comes later; `given` is the strategy's own time."""
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))
+    trainer: Any = SimpleNamespace(world_size=3, strategy=SimpleNamespace(_timeout=given))
+    RanksWait().setup(trainer, LightningModule(), "predict")
+    if rank == 2:
+        time.sleep(2.0)
+    try:
+        dist.barrier()
+    except RuntimeError:
+        return False
+    return True
+
+
 def work(rank, port, folder):
     torch.set_num_threads(1)
     address = f"tcp://127.0.0.1:{port}"
@@ -56,6 +75,8 @@ def work(rank, port, folder):
         "all": all_of({"rank": rank}),
         "sentences": [sentence(ranks) for ranks in ((), (1,), (2, 1), (0, 2))],
         "put together": [put_together(folder, limit) for limit in BYTE_LIMITS],
+        "waited": waited_for_the_last(rank, default_pg_timeout),
+        "waited with a time given": waited_for_the_last(rank, timedelta(seconds=1)),  # last: the connections are broken
     }
     (Path(folder) / f"{rank}.found").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
@@ -79,6 +100,7 @@ def test_ranks_hear_of_each_other_and_put_together_what_one_finds(tmp_path, monk
     alone = [empty(limit).add_all(RECORDS) for limit in BYTE_LIMITS]
     for found in ranks:
         assert found["all"] == [{"rank": rank} for rank in range(3)]
+        assert found["waited"] and not found["waited with a time given"]
         assert found["sentences"] == [everybody, *first]
         assert [metrics for metrics, _ in found["put together"]] == [str(one.metrics.compute()) for one in alone]
     for (_, held), one in zip(ranks[0]["put together"], alone, strict=True):
