@@ -8,13 +8,13 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule
 
-from latent_tts.annotation.prefix_values import annotate, continuation_parts
+from latent_tts.annotation.prefix_values import annotate, check_sizes, continuation_parts
 from latent_tts.annotation.records import AnnotatedProblem
 from latent_tts.annotation.settings import AnnotationOptions, AnnotationSettings, LastValue, LatentDtype
 from latent_tts.answers import AnswerRule
 from latent_tts.backbones import LatentBackbone, load_backbone
 from latent_tts.backbones.kinds import KindName
-from latent_tts.engine.engine import MOST_ROLLOUTS, RolloutEngine
+from latent_tts.engine.engine import RolloutEngine
 from latent_tts.engine.memory import DoesNotFitError, FittingParts
 from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
@@ -88,13 +88,7 @@ class RolloutAnnotationModule(LightningModule):
         continue_uniform: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("num_rollouts", num_rollouts, 1), ("num_continuations", num_continuations, 0), ("max_rows", max_rows, 1)
-        ):  # fmt: skip
-            if value < least:
-                raise UserError(f"--model.{name} is {value}: it must be at least {least}.")
-            if value > MOST_ROLLOUTS:
-                raise UserError(f"--model.{name} is {value}: it must be at most {MOST_ROLLOUTS}.")
+        check_sizes(num_rollouts, num_continuations, max_rows)
         if sampler.is_greedy:
             raise UserError(
                 f"Every rollout and every continuation of {sampler!r} is the greedy one, from which no reward model can learn: "

@@ -229,6 +229,9 @@ def test_impossible_training_is_refused(options, message, model):
 def test_impossible_reinforcement_is_refused(model, colar, tmp_path):
     with pytest.raises(UserError, match="group_size of 2 or more"):
         GRPO(1)
+    with pytest.raises(UserError, match="group_size 1000001"):
+        GRPO(10**6 + 1)
+    assert GRPO(10**6).group_size == 10**6
     with pytest.raises(UserError, match="needs the whole global batch at once"):
         make_trainer(max_epochs=1).fit(grpo(colar, grpo=GRPO(4, 2)), make_data(tmp_path, 4))
     make_trainer(max_epochs=1, limit_val_batches=0, callbacks=[ExportModel(str(tmp_path / "mse"))]).fit(

@@ -224,9 +224,10 @@ def test_a_folder_of_other_settings_is_refused_and_stays_as_it_is(option, messag
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--model.num_rollouts=0", "--model.num_rollouts is 0: it must be at least 1"),
-        ("--model.num_continuations=-1", "--model.num_continuations is -1"),
-        ("--model.max_rows=0", "--model.max_rows is 0"),
+        ("--model.num_rollouts=0", "num_rollouts must be at least 1"),
+        ("--model.num_rollouts=1000000001", "num_rollouts is 1000000001"),
+        ("--model.num_continuations=-1", "num_continuations is -1"),
+        ("--model.max_rows=0", "max_rows is 0"),
         ("--model.last=first", "model.last"),
         ("--model.backbone=nowhere", "no folder 'nowhere'"),
         ("--shard_size=0", "shard_size is 0"),

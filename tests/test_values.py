@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from latent_tts.annotation.prefix_values import _PREFIX_SALT, annotate
+from latent_tts.annotation.prefix_values import _PREFIX_SALT, annotate, check_sizes
 from latent_tts.answers import answers_equal
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
@@ -242,6 +242,16 @@ def test_monte_carlo_estimates_are_unbiased(make_backbone, questions):
     for b in range(2):
         share, noise = fresh.correct[b].float().mean(), math.sqrt(0.25 / 300 + 0.25 / 600)
         assert valued.values[b, :, 0].mean() == pytest.approx(float(share), abs=4 * noise)
+
+
+def test_sizes_end_at_a_million_rollouts_and_continuations_and_rows_in_memory_nowhere():
+    check_sizes(10**6, 10**6, 10**9)
+    for sizes, message in {
+        (10**6 + 1, 1, 1): "num_rollouts is 1000001, and a problem has at most 1000000",
+        (1, 10**6 + 1, 1): "num_continuations is 1000001, and a prefix has at most 1000000",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            check_sizes(*sizes)
 
 
 def test_impossible_annotations_are_refused(make_backbone, questions):

@@ -34,7 +34,7 @@ from torch.nn.functional import pad
 
 from latent_tts.annotation.settings import LastValue
 from latent_tts.answers import AnswerRule, answers_equal
-from latent_tts.engine.engine import RolloutEngine, check_num_rollouts
+from latent_tts.engine.engine import MOST_ROLLOUTS, RolloutEngine, check_num_rollouts
 from latent_tts.engine.memory import FittingParts
 from latent_tts.engine.rollouts import Finished, Rollouts
 from latent_tts.engine.state import ThoughtState
@@ -99,7 +99,8 @@ def annotate(
         UserError: A number out of its range, or a problem without its gold answer.
         DoesNotFitError: There is no room for the M continuations of one prefix.
     """
-    _check(num_rollouts, num_continuations, max_rows, last, questions, golds)
+    check_sizes(num_rollouts, num_continuations, max_rows)
+    _check(last, questions, golds)
     parts = continuation_parts() if parts is None else parts
     state, rollouts = _roll_out(engine, engine.expand(engine.start(questions, seed, problem_ids), num_rollouts))
     num_latents = rollouts.num_latents
@@ -227,21 +228,26 @@ def _repeat(items: Sequence[float], times: int) -> list[float]:
     return [item for item in items for _ in range(times)]
 
 
-def _check(
-    num_rollouts: int,
-    num_continuations: int,
-    max_rows: int,
-    last: LastValue,
-    questions: Sequence[str],
-    golds: Sequence[float],
-) -> None:
+def check_sizes(num_rollouts: int, num_continuations: int, max_rows: int) -> None:
+    """UserError where a problem cannot have so many rollouts, or a prefix so many continuations.
+
+    The M of a prefix are in memory at once; prefixes come one after another, and ``max_rows`` is a ceiling alone.
+    """
     check_num_rollouts(num_rollouts)
     if num_continuations < 0:
         raise UserError(
             f"num_continuations is {num_continuations}: it must be at least 0, which values only the last prefixes."
         )
+    if num_continuations > MOST_ROLLOUTS:
+        raise UserError(
+            f"num_continuations is {num_continuations}, and a prefix has at most {MOST_ROLLOUTS}, which are in memory at once "
+            "and tell its value to 0.001: give fewer."
+        )
     if max_rows < 1:
         raise UserError(f"max_rows is {max_rows}: at least 1 continuation must be in memory at once.")
+
+
+def _check(last: LastValue, questions: Sequence[str], golds: Sequence[float]) -> None:
     if last not in get_args(LastValue):
         raise UserError(f"last must be one of {', '.join(get_args(LastValue))}, got {last!r}.")
     if len(golds) != len(questions):

@@ -277,7 +277,7 @@ def check_num_rollouts(num_rollouts: int) -> None:
     if num_rollouts > MOST_ROLLOUTS:
         raise UserError(
             f"num_rollouts is {num_rollouts}, and a problem has at most {MOST_ROLLOUTS}, which are one record: draw the others "
-            "in runs with other seeds."
+            "in runs with other seeds, which `report` puts side by side."
         )
 
 

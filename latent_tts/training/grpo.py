@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from latent_tts.backbones.colar import Colar
+from latent_tts.engine.engine import MOST_ROLLOUTS
 from latent_tts.engine.rollouts import Rollouts
 from latent_tts.errors import UserError
 from latent_tts.sampling import Sampler
@@ -52,6 +53,11 @@ class GRPO:
             raise UserError(
                 "GRPO needs group_size of 2 or more, num_updates of 1 or more, clip between 0 and 1 and kl_weight of 0 or more, "
                 f"got {self.group_size}, {self.num_updates}, {self.clip} and {self.kl_weight}."
+            )
+        if self.group_size > MOST_ROLLOUTS:
+            raise UserError(
+                f"GRPO has group_size {self.group_size}, and a problem has at most {MOST_ROLLOUTS} rollouts, which are drawn and "
+                "learned from at once: give fewer, and more problems in a batch."
             )
 
 
