@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from latent_tts.backbones.dropout import set_dropout
 from latent_tts.engine.engine import RolloutEngine
 from latent_tts.errors import UserError
 from latent_tts.sampling import NativeGaussian
@@ -70,8 +71,9 @@ def grpo_loss(backbone: Any) -> tuple[nn.Module, Callable[[Any], Tensor]]:
     return backbone, loss
 
 
-def gradients(module: nn.Module, loss: Callable[[Any], Tensor]) -> tuple[dict[str, Tensor], int]:
-    """Of every weight that has one, with dropout from one seed; and the bytes that are kept for the backward pass."""
+def gradients(module: nn.Module, loss: Callable[[Any], Tensor], seed: int = 0) -> tuple[dict[str, Tensor], int]:
+    """Of every weight that has one, with dropout from a seed; and the bytes that are kept for the backward pass."""
+    module.zero_grad()
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def gradients(module: nn.Module, loss: Callable[[Any], Tensor]) -> tuple[dict[st
         return tensor
 
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         with saved_tensors_hooks(note, lambda tensor: tensor):
             total = loss(module)
         total.backward()
@@ -94,13 +96,13 @@ def test_gradients_are_those_of_kept_activations_to_the_bit(kind, model, tiny_ba
         whole, loss = colar_loss(backbone) if kind == "colar" else grpo_loss(backbone)
     else:
         whole, loss = reward_loss(model) if kind == "reward model" else backbone_loss(kind, model)
-    for part in whole.train().modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.1
+    set_dropout(whole.train(), 0.1)
     again = deepcopy(whole)
     checkpoint_blocks(again)
     (wanted, kept), (found, kept_again) = gradients(whole, loss), gradients(again, loss)
     assert wanted.keys() == found.keys() and any(one.any() for one in wanted.values())
+    others, _ = gradients(deepcopy(whole), loss, seed=1)
+    assert any(not torch.equal(one, others[name]) for name, one in wanted.items()), "no dropout"
     assert all(torch.equal(one, found[name]) for name, one in wanted.items())
     assert kept_again < kept
 
