@@ -98,6 +98,15 @@ def _draw(axes: Axes, drawn: Sequence[Curve]) -> None:
     percent_limits(axes, [one for curve in drawn for one in curve.cells])
 
 
+def _draw_with_dots(axes: Axes, curve: Curve, dots: Sequence[Cell], bars: int) -> list[Cell]:
+    """A curve with bars at its last points, and dots at the same places; gives all that the axes have to hold."""
+    draw_curve(axes, curve, band=False)
+    for x, one in list(zip(curve.x, curve.cells, strict=True))[-bars:]:
+        draw_bar(axes, x, one, curve.look)
+    axes.plot(curve.x, [100 * one.value for one in dots], ":", color=curve.look.color, marker=".")
+    return [*curve.cells, *dots]
+
+
 def diversity_figure(studies: Sequence[KeptStudy]) -> Figure:
     """Coverage and a single rollout of every run against the diversity of its latents; runs of one sampler are joined."""
     figure, panels = _panels(studies, "Coverage (lines) and a single rollout (dots) against diversity, all strengths")
@@ -109,13 +118,8 @@ def diversity_figure(studies: Sequence[KeptStudy]) -> Figure:
             if known:
                 covered = [one for _, run in known if (one := run.at(f"coverage@{run.top}")) is not None]
                 single = [one for _, run in known if (one := run.at("single")) is not None]
-                draw_curve(axes, Curve(name, [x for x, _ in known], covered, _look(name)), band=False)
-                for (x, _), one in zip(known, covered, strict=True):
-                    draw_bar(axes, x, one, _look(name))
-                axes.plot(
-                    [x for x, _ in known], [100 * one.value for one in single], ":", color=_look(name).color, marker="."
-                )
-                shown += [*covered, *single]
+                curve = Curve(name, [x for x, _ in known], covered, _look(name))
+                shown += _draw_with_dots(axes, curve, single, bars=len(covered))
         percent_limits(axes, shown)
         axes.set(xlabel="mean cosine distance", ylabel="right in %")
     return _finished(figure, panels, "coverage @ N with 95 % intervals")
@@ -183,10 +187,8 @@ def sizes_figure(studies: Sequence[KeptStudy]) -> Figure:
         for i, run in enumerate(study.runs):
             covered, voting = run.curve("coverage"), run.curve("majority_voting")
             x = [parameter_steps(run, k) for k in covered]
-            draw_curve(axes, Curve(run.name, x, list(covered.values()), look(i)), band=False)
-            draw_bar(axes, x[-1], covered[max(covered)], look(i))
-            axes.plot(x, [100 * one.value for one in voting.values()], ":", color=look(i).color, marker=".")
-            shown += [*covered.values(), *voting.values()]
+            curve = Curve(run.name, x, list(covered.values()), look(i))
+            shown += _draw_with_dots(axes, curve, list(voting.values()), bars=1)
         percent_limits(axes, shown)
         axes.set(xlabel="10⁶ parameters x token steps per problem", ylabel="right in %", xscale="log")
     return _finished(figure, panels, "bars: 95 % intervals")
