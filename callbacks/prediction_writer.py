@@ -81,9 +81,8 @@ class PredictionWriter(Callback):
         self._provenance = provenance(__version__, device, precision, trainer.world_size) | {"evaluated": evaluated}
         ranks = trainer.global_rank, trainer.world_size
         golds, self._num_written = None, 0
-        if any(
-            all_of(self.place.grows or any(prediction_files(self.output)))
-        ):  # on a shared disk some may not see them yet
+        # on a shared disk some ranks may not see the files yet
+        if any(all_of(self.place.grows or any(prediction_files(self.output)))):
             by_problem = {problem.problem_id: problem.gold for problem in data.problems()}
             golds = Golds(by_problem, module.evaluator.answer_rule, module.partners())
         earlier = EarlierRecords(self.place, golds, *ranks) if self.place.grows else None

@@ -61,10 +61,8 @@ class ScalingReport(Callback):
             self._write(trainer, module, summed_up, float(speed), held)
 
     def _read(self, summary: report.RunSummary, rank: int, world_size: int) -> None:
-        files = self.writer.files
-        span = files.span(rank, world_size)
-        files.wait_until_seen(span, self._way_out)
-        summary.add_all(files.read(span))
+        share = self.writer.files.read_share(rank, world_size, self._way_out)
+        summary.add_all(record for record, _ in share)
 
     def _check(self, num_problems: int) -> None:
         """Refuses to report on other problems than the ranks have counted; on all of them."""

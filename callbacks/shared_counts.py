@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 from torch.distributed.distributed_c10d import _get_default_store
 
+from latent_tts.evaluation.ranks import is_together
 from latent_tts.evaluation.summary import RunningMetrics
 
 _PARTS = ("accuracy", "coverage", "invalid", "count")
@@ -23,7 +24,7 @@ class SharedCounts:
 
     def leave(self, metrics: RunningMetrics, speeds: dict[str, float]) -> None:
         """Puts this rank's sums where rank 0 finds them."""
-        if not _together():
+        if not is_together():
             return
         states = {part: dict(getattr(metrics, part).metric_state) for part in _PARTS}
         buffer = io.BytesIO()
@@ -33,7 +34,7 @@ class SharedCounts:
 
     def gather(self, metrics: RunningMetrics, speeds: dict[str, float]) -> tuple[RunningMetrics, dict[str, float]]:
         """This rank's metrics and speeds together with those that the other ranks have left."""
-        if not _together():
+        if not is_together():
             return metrics, speeds
         metrics, speeds, store = deepcopy(metrics), dict(speeds), _get_default_store()
         for rank in range(torch.distributed.get_world_size()):
@@ -45,14 +46,6 @@ class SharedCounts:
             for name, speed in left["speeds"].items():
                 speeds[name] = speeds.get(name, 0.0) + speed
         return metrics, speeds
-
-
-def _together() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
 
 
 def _key(rank: int) -> str:

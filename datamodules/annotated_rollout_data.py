@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.batching import GoesOnInEpoch, LengthGroupedBatches, LengthSortedBatches, require_workers
 from latent_tts.annotation.reader import AnnotationStore
 from latent_tts.annotation.records import AnnotatedProblem
-from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.fingerprint import fingerprint_of_texts
 from latent_tts.errors import UserError
 from latent_tts.problems import problem_id_from_question
 from latent_tts.reward.losses import require_valid_steps
@@ -160,8 +160,9 @@ class AnnotatedRolloutDataModule(GoesOnInEpoch):
 
     def fingerprint(self) -> str:
         """16 hex characters of the annotated problems and of how they were annotated."""
-        texts = [text for store in self.stores for text in (store.settings.digest(), *store.questions)]
-        return fingerprint({}, *(f"{text}\n" for text in texts))[:16]
+        return fingerprint_of_texts(
+            text for store in self.stores for text in (store.settings.digest(), *store.questions)
+        )
 
     def require(self, **expected: Any) -> None:
         """Refuses the annotations where one of their settings is not the given one; see `AnnotationStore.require`."""

@@ -24,7 +24,7 @@ from datamodules.sources.notices import notice
 from datamodules.sources.rows import GoodRows, to_example, to_question
 from datamodules.sources.streams import ExampleStream, Mixture, ShuffledPasses
 from datamodules.sources.tables import Table
-from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.fingerprint import fingerprint_of_texts
 from latent_tts.errors import UserError
 from latent_tts.problems import ReasoningExample, question_key, question_keys
 
@@ -126,7 +126,7 @@ class ReasoningStepsDataModule(GoesOnInEpoch):
     def fingerprint(self) -> str:
         """16 hex characters of the examples of tables, in their order; those that are drawn follow from the options."""
         listed = [part for part in (self.train_examples, self.val_examples) if isinstance(part, ListedExamples)]
-        return fingerprint({}, *(f"{example!r}\n" for part in listed for example in part.examples))[:16]
+        return fingerprint_of_texts(repr(example) for part in listed for example in part.examples)
 
     def setup(self, stage: str) -> None:
         """Reads the sources: validation for every stage, training only to fit."""

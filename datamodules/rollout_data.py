@@ -23,7 +23,7 @@ from datamodules.sources.gsm_symbolic import GSMSymbolic, Split
 from datamodules.sources.notices import notice
 from datamodules.sources.repeats import first_of_each, number_repeats
 from datamodules.sources.rows import GoodRows, to_problem
-from latent_tts.backbones.fingerprint import fingerprint
+from latent_tts.backbones.fingerprint import fingerprint_of_texts
 from latent_tts.engine.prompts import PromptRoom
 from latent_tts.errors import UserError
 from latent_tts.problems import Problem, question_key
@@ -126,7 +126,7 @@ class RolloutDataModule(LightningDataModule):
         """16 hex characters of the problems as they are read, in their order; of a hub set, which is streamed, its commit."""
         if self._is_streamed():
             return self.commit or ""
-        return fingerprint({}, *(f"{one!r}\n" for one in self.problems()))[:16]
+        return fingerprint_of_texts(map(repr, self.problems()))
 
     def setup(self, stage: str) -> None:
         """Reads local files through, and the first row of a hub set; bad input ends here."""

@@ -204,6 +204,10 @@ class ParallelTTSModule(LightningModule):
         sampler = self.evaluator.engine.answer_sampler
         return None if sampler is None else asdict(sampler)
 
+    def fingerprint(self) -> str:
+        """Of all models, as the settings name them."""
+        return " ".join(filter(None, self._fingerprints))
+
     @cached_property
     def _fingerprints(self) -> tuple[str, str | None, str | None]:
         """Of backbone, reward model and written reasoning, taken once: hashing a large model takes seconds."""

@@ -83,9 +83,8 @@ def test_a_training_keeps_the_commit_of_its_model_and_goes_on_from_no_other(own,
     assert train("somebody/base") == 0
     described = json.loads((own / "run" / "run.json").read_text())
     assert described["model_commits"] == {"backbone": began}
-    (own / "run" / "run.json").write_text(
-        json.dumps(described | {"state": "running"})
-    )  # as a kill before its end leaves it
+    # as a kill before its end leaves it
+    (own / "run" / "run.json").write_text(json.dumps(described | {"state": "running"}))
     newest, before = moved, contents(own / "run")
     assert train("somebody/base") == 2
     assert f"give --model.backbone somebody/base@{began} to go on" in capsys.readouterr().err

@@ -113,9 +113,8 @@ class EarlierRecords:
         files: RecordFiles = exchange(RecordFiles.of(paths))[0]  # nobody writes them meanwhile
 
         def look() -> list[tuple[str, RecordPlace, int]]:
-            span = files.span(rank, world_size)
-            files.wait_until_seen(span, "run the same command again")
-            return [(record.problem_id, where, len(record.rollouts)) for record, where in files.read_places(span)]
+            mine = files.read_share(rank, world_size, "run the same command again")
+            return [(record.problem_id, where, len(record.rollouts)) for record, where in mine]
 
         found = [one for share in done_by_all(look, exchange) for one in share]  # in the order of the files
         self._where = {problem_id: where for problem_id, where, _ in found}

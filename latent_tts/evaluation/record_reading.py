@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from latent_tts.errors import UserError
-from latent_tts.evaluation.prediction_files import prediction_files
 from latent_tts.evaluation.ranks import Exchange, all_of
 from latent_tts.evaluation.records import MalformedRecordError, Record
 
@@ -75,6 +74,12 @@ class RecordFiles:
         for path, size, inside in self._inside(range(self.num_bytes) if span is None else span):
             yield from _read_file(path, size, inside)
 
+    def read_share(self, rank: int, world_size: int, way_out: str) -> Iterator[tuple[Record, Place]]:
+        """A rank's share of the records with their places, when this process sees its bytes; see `wait_until_seen`."""
+        span = self.span(rank, world_size)
+        self.wait_until_seen(span, way_out)
+        yield from self.read_places(span)
+
     def wait_until_seen(self, span: range, way_out: str, seconds: float = SEEN_WITHIN) -> None:
         """Waits until this process sees the files of a span as they are; on a shared disk another machine's come late.
 
@@ -111,20 +116,6 @@ def agreed(mine: Iterable[Path], exchange: Exchange = all_of) -> RecordFiles:
 def read_records(paths: Iterable[Path]) -> Iterator[Record]:
     """The whole records of files, one at a time; see `RecordFiles.read_places`."""
     return RecordFiles.of(paths).read()
-
-
-class RunRecords:
-    """The records of a run, read from its files anew each time they are gone through.
-
-    Args:
-        output: The run's folder.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.output = output
-
-    def __iter__(self) -> Iterator[Record]:
-        return read_records(prediction_files(self.output))
 
 
 def record_at(place: Place) -> Record:

@@ -11,7 +11,7 @@ from latent_tts.answers import AnswerRule
 from latent_tts.evaluation.diagnoses import Diagnosis, diagnose
 from latent_tts.evaluation.prediction_files import prediction_files
 from latent_tts.evaluation.problem_outcomes import answer_rule, chosen_by
-from latent_tts.evaluation.record_reading import RunRecords
+from latent_tts.evaluation.record_reading import read_records
 from latent_tts.evaluation.record_table import TableRows
 from latent_tts.evaluation.records import Record
 from latent_tts.evaluation.report.figure_files import save_figures, to_embed
@@ -84,7 +84,8 @@ def write_report(
     Returns:
         What the run shows of known failures of the method, as both reports say it.
     """
-    records = RunRecords(output) if records is None and prediction_files(output) else records
+    files = prediction_files(output)
+    records = read_records(files) if records is None and files else records
     run = read_run(output) if run is None else run
     write_whole(output / METRICS_FILE, json.dumps(metrics, indent=2) + "\n")
     held = None if records is None else records_of(metrics, records)
